@@ -1,0 +1,160 @@
+"""The registry of backends: which implementation serves which operation.
+
+``resolve("auto", ...)`` decides once, when a model is loaded. A backend is asked for by name and either serves or
+raises ``BackendError`` that says why; nothing falls back in silence. An operation that the named backend does not
+offer is done by ``reference``, and ``Operations.table()`` says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from .errors import BackendError
+
+OPERATIONS = ("tensor_product", "edge_basis", "coulomb_matrix", "charge_solver")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A named set of implementations.
+
+    Attributes:
+        implements: operation -> "module:attribute". ``tensor_product`` is a factory that takes a ``Program``, a device
+            and a float type and returns a module; the other operations are plain functions.
+        obstacle: given a device and a float type, says why the backend cannot serve there, or returns None.
+    """
+
+    name: str
+    implements: dict[str, str]
+    obstacle: Callable[[torch.device, torch.dtype], str | None]
+
+
+def _cuequivariance_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if find_spec("cuequivariance_torch") is None:
+        return "the package cuequivariance-torch is not installed (pip install 'fastlr[cuequivariance]')"
+    if device.type == "cuda" and find_spec("cuequivariance_ops_torch") is None:
+        return "its CUDA kernels are not installed (pip install cuequivariance-ops-torch-cu12)"
+    return None
+
+
+def _not_yet(device: torch.device, dtype: torch.dtype) -> str | None:
+    return "this version has no kernels for it"
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "reference",
+            {
+                "tensor_product": "fastlr.backends:_reference_tensor_product",
+                "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
+                "coulomb_matrix": "fastlr.kernels.ewald.naive:coulomb_matrix",
+                "charge_solver": "fastlr.kernels.charge_solver.naive:solve_charges",
+            },
+            lambda device, dtype: None,
+        ),
+        Backend(
+            "cuequivariance",
+            {"tensor_product": "fastlr.backends:_cuequivariance_tensor_product"},
+            _cuequivariance_obstacle,
+        ),
+        Backend("triton", {}, _not_yet),
+        Backend("cpu", {}, _not_yet),
+    )
+}
+
+# What "auto" tries, in this order, on each kind of device.
+PREFERENCE = {"cuda": ("triton", "cuequivariance", "reference"), "cpu": ("cpu", "reference")}
+
+
+def _reference_tensor_product(program, device, dtype):
+    from fastlr.kernels.tensor_product.naive import NaiveConvolution
+
+    return NaiveConvolution(program).to(device)
+
+
+def _cuequivariance_tensor_product(program, device, dtype):
+    from fastlr.kernels.tensor_product.cuequivariance import CuEquivarianceConvolution
+
+    method = "fused_tp" if device.type == "cuda" else "naive"
+    return CuEquivarianceConvolution(program, method, dtype).to(device)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The implementations a model runs on: one backend name an operation, for one device and float type."""
+
+    backend: str
+    chosen: dict[str, str]
+    device: torch.device
+    dtype: torch.dtype
+
+    def _function(self, operation: str):
+        module, attribute = BACKENDS[self.chosen[operation]].implements[operation].split(":")
+        return getattr(import_module(module), attribute)
+
+    def tensor_product(self, program) -> torch.nn.Module:
+        """A module that convolves according to ``program``."""
+        return self._function("tensor_product")(program, self.device, self.dtype)
+
+    @property
+    def edge_basis(self):
+        """See ``kernels/edge_basis/naive.py``."""
+        return self._function("edge_basis")
+
+    @property
+    def coulomb_matrix(self):
+        """See ``kernels/ewald/naive.py``."""
+        return self._function("coulomb_matrix")
+
+    @property
+    def charge_solver(self):
+        """See ``kernels/charge_solver/naive.py``."""
+        return self._function("charge_solver")
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """(operation, backend that serves it, remark) for every operation."""
+        rows = []
+        for operation in OPERATIONS:
+            served_by = self.chosen[operation]
+            remark = "" if served_by == self.backend else f"{self.backend} does not offer this operation"
+            rows.append((operation, served_by, remark))
+        return rows
+
+
+def obstacle(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
+    """Why backend ``name`` cannot serve on this machine, or None if it can."""
+    if name not in BACKENDS:
+        return f"there is no such backend; there are {', '.join(BACKENDS)}"
+    return BACKENDS[name].obstacle(torch.device(device), dtype)
+
+
+def resolve(
+    backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Operations:
+    """Decide which implementation serves each operation.
+
+    Args:
+        backend: a name in ``BACKENDS``, or "auto" for the fastest that can serve.
+        device: where the model runs.
+        dtype: the model's float type.
+
+    Raises:
+        BackendError: the named backend does not exist or cannot serve here; the message says why.
+    """
+    device = torch.device(device)
+    if backend == "auto":
+        backend = next(
+            name for name in PREFERENCE.get(device.type, ("reference",)) if not obstacle(name, device, dtype)
+        )
+    else:
+        why_not = obstacle(backend, device, dtype)
+        if why_not:
+            raise BackendError(f"backend '{backend}' cannot serve on {device}: {why_not}")
+    offered = BACKENDS[backend].implements
+    chosen = {operation: backend if operation in offered else "reference" for operation in OPERATIONS}
+    return Operations(backend, chosen, device, dtype)

@@ -1,0 +1,122 @@
+"""One-file models: safetensors with a JSON header. A model file is data, never code: nothing is unpickled.
+
+The header's metadata holds one entry, ``fastlr``, a JSON object with
+
+    format_version  integer, see ``FORMAT_VERSION``
+    config          the model configuration (``fastlr.models.config``)
+    units           the units of everything the model predicts
+    card            free-form model card: what it was trained on, its errors on held-out data, where it fails
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import CheckpointError, ConfigError
+from .models.config import ModelConfig, parse_config
+
+FORMAT_VERSION = 1
+UNITS = {"energy": "eV", "length": "Å", "charge": "e", "stress": "eV/Å^3"}
+
+
+def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], card: dict) -> None:
+    """Write a model file; an existing one is replaced only when the new one is complete."""
+    path = Path(path)
+    header = {"format_version": FORMAT_VERSION, "config": config.model_dump(), "units": UNITS, "card": card}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_header(path: str | Path) -> tuple[ModelConfig, dict]:
+    """Configuration and model card of a model file, without reading its weights.
+
+    Raises:
+        CheckpointError: see ``load_checkpoint``.
+    """
+    with _open(path) as file:
+        return _parse_header(path, file.metadata())
+
+
+def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
+    """Configuration, weights and model card of a model file.
+
+    Raises:
+        CheckpointError: no such file; not a safetensors file (or a truncated one); not a fastlr model or one of a newer
+            format; an invalid configuration; weights that are not finite or too few for the configuration.
+    """
+    with _open(path) as file:
+        config, card = _parse_header(path, file.metadata())
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor '{name}' holds values that are not finite floating-point numbers")
+    # refuse a configuration that promises far more than the file holds before building it
+    channels, held = config.channels, sum(tensor.numel() for tensor in state.values())
+    attributes = config.type_embedding_features or channels[0]
+    least = config.num_layers * config.radial_width * channels[0] * min(config.radial_depth, 1)
+    least += (config.num_layers - 1) * attributes * sum(c * c for c in channels)
+    if held < least:
+        raise CheckpointError(f"{path}: holds {held} numbers, but its configuration needs at least {least}")
+    return config, state, card
+
+
+def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path = "model file") -> None:
+    """Put weights into a model built from the same configuration.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape; the message names it.
+    """
+    expected = model.state_dict()
+    for name in expected:
+        if name not in state:
+            raise CheckpointError(f"{path}: tensor '{name}' is missing")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise CheckpointError(f"{path}: tensor '{name}' is not part of this model")
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' has shape {tuple(tensor.shape)}, the configuration needs "
+                f"{tuple(expected[name].shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def _open(path):
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such model file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        hint = ""
+        with path.open("rb") as file:
+            if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+                hint = "; it looks like a PyTorch pickle, which fastlr never opens"
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error}){hint}") from None
+
+
+def _parse_header(path, metadata: dict | None) -> tuple[ModelConfig, dict]:
+    try:
+        header = json.loads((metadata or {})["fastlr"])
+        version, config, card = header["format_version"], dict(header["config"]), dict(header["card"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a fastlr model (no valid 'fastlr' header)"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version!r}; this fastlr reads version {FORMAT_VERSION}; update fastlr"
+        )
+    try:
+        return parse_config(config), card
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: invalid configuration: {error}") from None

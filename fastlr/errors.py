@@ -1,0 +1,25 @@
+"""Errors a user can act on. The command line prints each as one line and exits with code 2."""
+
+
+class FastlrError(Exception):
+    """Base of all errors raised on purpose; its message names the culprit and what to do."""
+
+
+class InputError(FastlrError, ValueError):
+    """A structure, or a value given with it, cannot be used."""
+
+
+class ConfigError(FastlrError, ValueError):
+    """A model or training configuration is invalid; the message names the key."""
+
+
+class CheckpointError(FastlrError, ValueError):
+    """A model file is missing, truncated, of another format, or holds the wrong tensors."""
+
+
+class BackendError(FastlrError, RuntimeError):
+    """A requested backend cannot serve on this machine; the message says which and why."""
+
+
+class NonFiniteError(FastlrError, ArithmeticError):
+    """An energy or force is not a finite number."""

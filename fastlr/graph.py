@@ -1,0 +1,367 @@
+"""Graph: a ragged batch of structures as tensors, with neighbour lists as sorted edges.
+
+Conventions: positions and cells in Å and float64, rows of a cell are lattice vectors. Edges point from a destination
+(the centre) to a source (the neighbour), ``vector = position[source] - position[destination] + shift @ cell``, and are
+sorted by destination, so that ``row_ptr`` delimits the edges of each atom (CSR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from numbers import Real
+
+import numpy as np
+import torch
+import vesin
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.geometry import complete_cell
+from torch import Tensor
+
+from .errors import InputError
+from .kernels.ewald.tables import coulomb_tables
+
+MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
+MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
+
+
+@dataclass(frozen=True)
+class CoulombSettings:
+    """How to make the tables of the Coulomb sum: width of each species (Å), accuracy, splitting width (Å)."""
+
+    widths: tuple[float, ...]
+    accuracy: float = 1e-10
+    eta: float | None = None
+
+
+@dataclass(frozen=True)
+class CoulombPairs:
+    """Tables of the Coulomb sum for the whole batch; see ``kernels/ewald/naive.py`` for the meaning."""
+
+    pairs: Tensor  # (P, 2) int64
+    shifts: Tensor  # (P, 3) int8 or int32
+    inverse_eta: Tensor  # (B,) float64
+    periodic: Tensor  # (Bp,) int64
+    wave_indices: Tensor  # (Bp, K, 3) int64
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A batch of B structures with N atoms and E edges in all.
+
+    Attributes:
+        positions: (N, 3) float64, Å.
+        species: (N,) int64, index into the model's list of species.
+        batch: (N,) int64, the structure of each atom.
+        node_ptr: (B + 1,) int64, first atom of each structure.
+        cell: (B, 3, 3) float64, Å; for directions that are not periodic its value has no effect.
+        pbc: (B, 3) bool.
+        charge: (B,) float64, total charge in e.
+        edge_index: (2, E) int64, destination and source; sorted by destination.
+        edge_shift: (E, 3) float64, integer lattice shift of the source.
+        row_ptr: (N + 1,) int64, first edge of each destination.
+        reverse_edge: (E,) int64, the edge from source to destination with the opposite shift.
+        coulomb: tables of the Coulomb sum, or None.
+    """
+
+    positions: Tensor
+    species: Tensor
+    batch: Tensor
+    node_ptr: Tensor
+    cell: Tensor
+    pbc: Tensor
+    charge: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
+    row_ptr: Tensor
+    reverse_edge: Tensor
+    coulomb: CoulombPairs | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    @property
+    def num_structures(self) -> int:
+        return self.cell.shape[0]
+
+    @property
+    def slot(self) -> Tensor:
+        """(N,) index of each atom within its structure."""
+        return torch.arange(self.num_nodes, device=self.batch.device) - self.node_ptr.index_select(0, self.batch)
+
+    @property
+    def max_atoms(self) -> int:
+        """Atoms in the largest structure."""
+        return int((self.node_ptr[1:] - self.node_ptr[:-1]).max()) if self.num_structures else 0
+
+    def edge_vectors(self) -> Tensor:
+        """(E, 3) float64, Å, destination to source; differentiable in positions and cell."""
+        destination, source = self.edge_index[0], self.edge_index[1]
+        vectors = self.positions.index_select(0, source) - self.positions.index_select(0, destination)
+        if not self.pbc.any():
+            return vectors
+        cell = self.cell.index_select(0, self.batch.index_select(0, destination))
+        return vectors + (self.edge_shift[:, None, :] @ cell).squeeze(1)
+
+    def strained(self, strain: Tensor) -> Graph:
+        """The batch deformed by symmetrised strains (B, 3, 3): r -> r (1 + e), for positions and cells."""
+        symmetric = 0.5 * (strain + strain.transpose(1, 2))
+        moved = (self.positions[:, None, :] @ symmetric.index_select(0, self.batch)).squeeze(1)
+        return replace(self, positions=self.positions + moved, cell=self.cell + self.cell @ symmetric)
+
+    def sum_nodes(self, values: Tensor) -> Tensor:
+        """(N, ...) -> (B, ...): sum over the atoms of each structure."""
+        out = values.new_zeros(self.num_structures, *values.shape[1:])
+        return out.index_add(0, self.batch, values)
+
+    def to(self, device) -> Graph:
+        """All tensors on ``device``."""
+
+        def move(value):
+            if isinstance(value, Tensor):
+                return value.to(device)
+            if isinstance(value, CoulombPairs):
+                return CoulombPairs(*(move(getattr(value, field.name)) for field in fields(value)))
+            return value
+
+        return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
+
+    @staticmethod
+    def from_atoms(
+        atoms: Atoms | Sequence[Atoms],
+        species: Sequence[str],
+        r_max: float,
+        coulomb: CoulombSettings | None = None,
+        charge: float | Sequence[float] | None = None,
+    ) -> Graph:
+        """Structures to one batch.
+
+        Args:
+            atoms: one ASE structure or a list.
+            species: chemical symbols that the model knows; their order gives the indices in ``Graph.species``.
+            r_max: cutoff of the edges, Å.
+            coulomb: settings of the Coulomb sum; None for a model without one.
+            charge: total charge in e, for all or for each. ``atoms.info["charge"]`` wins; the default is 0.
+
+        Raises:
+            InputError: unknown element, non-finite position or cell, zero volume, overlapping atoms, a charge that
+                is not a number, or a periodicity that the Coulomb sum does not serve. The message names the
+                structure and the atoms.
+        """
+        structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        charges = [charge] * len(structures) if charge is None or isinstance(charge, (Real, str)) else list(charge)
+        if len(charges) != len(structures):
+            raise InputError(f"{len(structures)} structures but {len(charges)} charges were given")
+        return Graph.batch_of(
+            [
+                Graph.single(structure, species, r_max, coulomb, default, index)
+                for index, (structure, default) in enumerate(zip(structures, charges, strict=True))
+            ]
+        )
+
+    @staticmethod
+    def single(
+        atoms: Atoms,
+        species: Sequence[str],
+        r_max: float,
+        coulomb: CoulombSettings | None = None,
+        charge: float | None = None,
+        index: int = 0,
+    ) -> Graph:
+        """One structure as a batch of one; errors call it structure ``index``. See ``from_atoms``."""
+        return _single(atoms, total_charge(atoms, charge, index), index, species, r_max, coulomb)
+
+    @staticmethod
+    def batch_of(graphs: Sequence[Graph]) -> Graph:
+        """Join batches into one."""
+        graphs = list(graphs)
+        if len(graphs) == 1:
+            return graphs[0]
+        if not graphs:
+            raise InputError("no structures were given")
+        nodes = _offsets([g.num_nodes for g in graphs])
+        edges = _offsets([g.num_edges for g in graphs])
+        structures = _offsets([g.num_structures for g in graphs])
+
+        def join(name, offsets=None, tail=False):
+            parts = [getattr(g, name) for g in graphs]
+            if offsets is not None:
+                parts = [part + offset for part, offset in zip(parts, offsets, strict=False)]
+            if tail:  # row pointers: each but the first repeats the end of the one before
+                parts = [part if k == 0 else part[1:] for k, part in enumerate(parts)]
+            return torch.cat(parts, dim=1 if name == "edge_index" else 0)
+
+        return Graph(
+            positions=join("positions"),
+            species=join("species"),
+            batch=join("batch", structures),
+            node_ptr=join("node_ptr", nodes, tail=True),
+            cell=join("cell"),
+            pbc=join("pbc"),
+            charge=join("charge"),
+            edge_index=join("edge_index", nodes),
+            edge_shift=join("edge_shift"),
+            row_ptr=join("row_ptr", edges, tail=True),
+            reverse_edge=join("reverse_edge", edges),
+            coulomb=_join_coulomb([g.coulomb for g in graphs], nodes, structures),
+        )
+
+
+def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
+    """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0."""
+    value = atoms.info.get("charge", default)
+    if value is None:
+        return 0.0
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)) or not isfinite(value):
+        raise InputError(f"{_name(atoms, index)}: the charge must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _name(atoms: Atoms, index: int) -> str:
+    return f"structure {index} ({atoms.get_chemical_formula() or 'no atoms'})"
+
+
+def _single(atoms: Atoms, charge: float, index: int, species, r_max: float, coulomb: CoulombSettings | None) -> Graph:
+    """One structure as a batch of one, its input checked."""
+    name = _name(atoms, index)
+    index_of = {symbol: k for k, symbol in enumerate(species)}
+    unknown = sorted(set(atoms.symbols) - set(index_of))
+    if unknown:
+        atom = next(k for k, symbol in enumerate(atoms.symbols) if symbol == unknown[0])
+        raise InputError(
+            f"{name}: element {unknown[0]} (atom {atom}) is unknown to this model, which knows {', '.join(species)}"
+        )
+    table = np.full(len(chemical_symbols), -1)
+    for symbol, k in index_of.items():
+        table[chemical_symbols.index(symbol)] = k
+    kinds = table[atoms.numbers]
+
+    positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise InputError(f"{name}: the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
+    pbc = np.asarray(atoms.pbc, dtype=bool)
+    cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
+
+    edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max, name)
+    pairs = None
+    if coulomb is not None:
+        if pbc.any() and not pbc.all():
+            raise InputError(
+                f"{name}: periodic in {int(pbc.sum())} of 3 directions; the Coulomb sum of this model serves "
+                "molecules (pbc off) and cells periodic in all three directions"
+            )
+        pairs = _single_coulomb(positions, cell if pbc.all() else None, kinds, coulomb)
+    n = len(positions)
+    return Graph(
+        positions=torch.from_numpy(positions.copy()),
+        species=torch.from_numpy(kinds.astype(np.int64)),
+        batch=torch.zeros(n, dtype=torch.int64),
+        node_ptr=torch.tensor([0, n]),
+        cell=torch.from_numpy(cell)[None],
+        pbc=torch.from_numpy(pbc.copy())[None],
+        charge=torch.tensor([charge], dtype=torch.float64),
+        edge_index=torch.from_numpy(edge_index),
+        edge_shift=torch.from_numpy(edge_shift),
+        row_ptr=torch.from_numpy(row_ptr),
+        reverse_edge=torch.from_numpy(reverse_edge),
+        coulomb=pairs,
+    )
+
+
+def _usable_cell(cell: np.ndarray, pbc: np.ndarray, name: str) -> np.ndarray:
+    """The cell, checked, with a unit vector for each missing direction that is not periodic."""
+    if not pbc.any():
+        return np.eye(3)
+    if not np.isfinite(cell).all():
+        raise InputError(f"{name}: the cell is not finite: {cell.tolist()}")
+    for axis in np.flatnonzero(pbc):
+        if np.linalg.norm(cell[axis]) < MIN_HEIGHT:
+            raise InputError(
+                f"{name}: periodic along axis {axis}, but cell vector {axis} is zero; set a cell or pbc=False"
+            )
+    # what stands in a direction that is not periodic means nothing: put an independent unit vector there
+    cell = np.array(complete_cell(np.where(pbc[:, None], cell, 0.0)))
+    volume = abs(np.linalg.det(cell))
+    heights = volume / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1).clip(min=1e-300)
+    if not (volume > 0 and (heights[pbc] > MIN_HEIGHT).all()):
+        raise InputError(f"{name}: the cell has (almost) no volume: {cell.tolist()}")
+    return cell
+
+
+def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float, name: str = "structure"):
+    """Sorted edges of one structure within ``r_max``: (edge_index, edge_shift, row_ptr, reverse_edge)."""
+    n = len(positions)
+    if n == 0:
+        empty = np.zeros(0, np.int64)
+        return np.zeros((2, 0), np.int64), np.zeros((0, 3)), np.zeros(1, np.int64), empty
+    neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=True)
+    i, j, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
+    i, j, shift = i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64)
+    if len(distance) and distance.min() < MIN_DISTANCE:
+        k = int(distance.argmin())
+        raise InputError(
+            f"{name}: atoms {min(i[k], j[k])} and {max(i[k], j[k])} overlap, {distance[k]:.2g} Å apart "
+            f"(the least allowed is {MIN_DISTANCE} Å)"
+        )
+    # one integer a directed edge orders them by destination, source and shift; so does the reverse edge's
+    reach = int(np.abs(shift).max(initial=0))
+    base = 2 * reach + 1
+    forward, backward = (
+        ((a * n + b) * base**3 + ((s[:, 0] + reach) * base + s[:, 1] + reach) * base + s[:, 2] + reach)
+        for a, b, s in ((i, j, shift), (j, i, -shift))
+    )
+    order = np.argsort(forward, kind="stable")
+    i, j, shift, forward, backward = i[order], j[order], shift[order], forward[order], backward[order]
+    reverse_edge = np.searchsorted(forward, backward)
+    if len(forward) and not (forward[np.minimum(reverse_edge, len(forward) - 1)] == backward).all():
+        # a pair within rounding of the cutoff was found from one side only: such an edge has no weight, drop it
+        paired = np.isin(forward, backward, assume_unique=True)
+        i, j, shift, forward, backward = i[paired], j[paired], shift[paired], forward[paired], backward[paired]
+        reverse_edge = np.searchsorted(forward, backward)
+    row_ptr = np.zeros(n + 1, np.int64)
+    np.cumsum(np.bincount(i, minlength=n), out=row_ptr[1:])
+    return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
+
+
+def _single_coulomb(positions, cell, kinds, settings: CoulombSettings) -> CoulombPairs:
+    widths = np.asarray(settings.widths)[kinds]
+    tables = coulomb_tables(positions, cell, widths, settings.accuracy, settings.eta)
+    return CoulombPairs(
+        pairs=torch.from_numpy(tables.pairs),
+        shifts=torch.from_numpy(tables.shifts),
+        inverse_eta=torch.tensor([tables.inverse_eta], dtype=torch.float64),
+        periodic=torch.tensor([0] if cell is not None else [], dtype=torch.int64),
+        wave_indices=torch.from_numpy(tables.wave_indices)[None] if cell is not None else torch.zeros(0, 0, 3).long(),
+    )
+
+
+def _join_coulomb(parts: list[CoulombPairs | None], nodes, structures) -> CoulombPairs | None:
+    if any(part is None for part in parts):
+        return None
+    longest = max(part.wave_indices.shape[1] for part in parts)
+    return CoulombPairs(
+        pairs=torch.cat([part.pairs + offset for part, offset in zip(parts, nodes, strict=False)]),
+        shifts=torch.cat([part.shifts for part in parts]),
+        inverse_eta=torch.cat([part.inverse_eta for part in parts]),
+        periodic=torch.cat([part.periodic + offset for part, offset in zip(parts, structures, strict=False)]),
+        wave_indices=torch.cat(
+            [
+                torch.nn.functional.pad(part.wave_indices, (0, 0, 0, longest - part.wave_indices.shape[1]))
+                for part in parts
+            ]
+        ),
+    )
+
+
+def _offsets(counts: list[int]) -> list[int]:
+    return [0, *np.cumsum(counts).tolist()]

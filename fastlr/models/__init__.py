@@ -1,0 +1,21 @@
+"""The models, each built from a validated configuration."""
+
+from .config import ModelConfig, NequIPConfig, NequIPLRConfig, parse_config
+
+__all__ = ["ModelConfig", "NequIPConfig", "NequIPLRConfig", "build_model", "parse_config"]
+
+
+def build_model(config: ModelConfig, operations=None):
+    """The model of a configuration, in the float type it names, freshly initialised.
+
+    Args:
+        config: ``NequIPConfig`` or ``NequIPLRConfig``.
+        operations: kernels to use (default: the reference ones on the CPU).
+    """
+    from fastlr.backends import resolve
+
+    from .nequip import NequIP
+    from .nequip_lr import NequIPLR
+
+    operations = operations or resolve("reference", dtype=config.torch_dtype)
+    return {"nequip": NequIP, "nequip-lr": NequIPLR}[config.kind](config, operations)

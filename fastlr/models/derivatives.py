@@ -1,0 +1,56 @@
+"""Forces and stress: exact derivatives of a model's energy."""
+
+import torch
+from torch import Tensor
+
+from fastlr.graph import Graph
+
+
+def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = False) -> dict[str, Tensor]:
+    """Everything a model predicts for a batch.
+
+    Args:
+        model: returns "energy" for a graph, and more.
+        graph: the structures.
+        forces: whether to compute forces and stress.
+        create_graph: keep the graph of the derivatives, for training on them.
+
+    Returns:
+        what the model returns, and
+        forces: (N, 3) eV/Å;
+        virial: (B, 3, 3) eV, dE/d(strain), symmetric;
+        stress: (B, 3, 3) eV/Å^3, virial / volume, tension positive; NaN where a structure is not periodic in all
+            three directions (Knuth et al., Comput. Phys. Commun. 190, 33, 2015);
+        dipole: (B, 3) e Å about the origin, for models with charges; NaN for periodic structures, which have none.
+    """
+    if not forces:
+        with torch.set_grad_enabled(create_graph):
+            out = model(graph)
+        return out | _dipole(graph, out)
+    with torch.enable_grad():
+        positions = graph.positions.detach().requires_grad_(True)
+        strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_(True)
+        deformed = _with_positions(graph, positions).strained(strain)
+        out = model(deformed)
+        # an energy that no edge contributes to has no gradient at all
+        gradient, virial = torch.autograd.grad(
+            out["energy"].sum() + 0.0 * (positions.sum() + strain.sum()), (positions, strain), create_graph=create_graph
+        )
+    is_cell = graph.pbc.all(dim=1)
+    volume = torch.where(is_cell, torch.linalg.det(graph.cell).abs(), torch.nan)
+    out = out | {"forces": -gradient, "virial": virial, "stress": virial / volume[:, None, None]}
+    out |= _dipole(graph, out)
+    return out if create_graph else {key: value.detach() for key, value in out.items()}
+
+
+def _with_positions(graph: Graph, positions: Tensor) -> Graph:
+    from dataclasses import replace
+
+    return replace(graph, positions=positions)
+
+
+def _dipole(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "charges" not in out:
+        return {}
+    dipole = graph.sum_nodes(out["charges"][:, None] * graph.positions.detach())
+    return {"dipole": torch.where(graph.pbc.any(dim=1)[:, None], torch.nan, dipole)}

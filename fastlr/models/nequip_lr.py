@@ -1,0 +1,123 @@
+"""NequIP-LR: two stacks of interaction layers with a global charge equilibration between them."""
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from fastlr.backends import Operations
+from fastlr.graph import Graph
+from fastlr.nn.charge_encoding import ChargeEncoding
+from fastlr.nn.charge_equilibration import ChargeEquilibration
+from fastlr.nn.mlp import ScalarMLP
+from fastlr.nn.scale_shift import ScaleShift
+
+from .config import NequIPLRConfig
+from .nequip import (
+    InteractionStack,
+    cast,
+    edge_embedding,
+    energy_readout,
+    energy_scale_shift,
+    hidden_irreps,
+    scalar_irreps,
+    use,
+)
+
+
+class NequIPLR(nn.Module):
+    """Maruf, Kim & Ahmad, arXiv 2503.17949.
+
+    1. charge stack: interaction layers -> scalars -> electronegativity chi_i;
+    2. charge equilibration: chi, total charge -> charges q_i;
+    3. energy stack: node attributes = type embedding joined with an encoding of q_i, further interaction layers ->
+       short-range atomic energies. With ``reuse_features`` its node features start from those of the charge stack
+       joined with the encoding; otherwise from the node attributes;
+    4. E = sum_i E_i + (k / 2) q' A q [+ sum_i chi_i q_i + J_i q_i^2 / 2, if ``site_energy``].
+    """
+
+    def __init__(self, config: NequIPLRConfig, operations: Operations):
+        super().__init__()
+        self.config = config
+        self.operations = operations
+        features = config.type_embedding_features or config.channels[0]
+        self.type_embedding = nn.Embedding(len(config.species), features)
+        self.edge_embedding = edge_embedding(config, operations)
+        self.charge_encoding = ChargeEncoding(config.charge_encoding, config.num_charge_bins, config.charge_range)
+        hidden, scalars = hidden_irreps(config), scalar_irreps(config)
+
+        last = hidden if config.reuse_features else scalars
+        self.charge_stack = InteractionStack(
+            config,
+            Irreps([(features, "0e")]),
+            features,
+            [hidden] * (config.num_charge_layers - 1) + [last],
+            False,
+            operations,
+        )
+        self.electronegativity_readout = ScalarMLP([config.channels[0], 1])
+        self.electronegativity_scale_shift = ScaleShift(
+            len(config.species),
+            [1.0],
+            config.of_species(config.electronegativity_shifts),
+            train_scale=True,
+            train_shift=True,
+        )
+        self.equilibration = ChargeEquilibration(config.of_species(config.hardness), config.widths, operations)
+
+        attributes = features + self.charge_encoding.num_features
+        irreps_in = Irreps([(attributes, "0e")])
+        if config.reuse_features:
+            (mul, _), *rest = self.charge_stack.irreps_out  # even scalars come first
+            irreps_in = Irreps([(mul + self.charge_encoding.num_features, "0e"), *rest])
+        self.energy_stack = InteractionStack(
+            config,
+            irreps_in,
+            attributes,
+            [hidden] * (config.num_layers - 1) + [scalars],
+            config.reuse_features,
+            operations,
+        )
+        self.readout = energy_readout(config)
+        self.scale_shift = energy_scale_shift(config)
+        cast(self, config.torch_dtype)
+
+    def forward(self, graph: Graph) -> dict[str, Tensor]:
+        """Energies and charges of a batch.
+
+        Returns:
+            energy: (B,) float64, eV.
+            atomic_energies: (N,) float64, eV: the short-range part (with site energies, if these count), without
+                the Coulomb energy, which belongs to no atom.
+            charges: (N,) float64, e.
+            electronegativities: (N,) float64, eV/e.
+            coulomb_energy: (B,) float64, eV.
+        """
+        types = self.type_embedding(graph.species)
+        angular, radial = self.edge_embedding(graph.edge_vectors(), types.dtype)
+
+        x = self.charge_stack(types, types, angular, radial, graph)
+        scalars = x[:, : self.config.channels[0]]
+        chi = self.electronegativity_scale_shift(self.electronegativity_readout(scalars)[:, 0], graph.species)
+        equilibrated = self.equilibration(graph, chi)
+
+        encoding = self.charge_encoding(equilibrated["charges"].to(types.dtype))
+        attributes = torch.cat([types, encoding], dim=1)
+        if self.config.reuse_features:
+            x = torch.cat([scalars, encoding, x[:, scalars.shape[1] :]], dim=1)
+        else:
+            x = attributes
+        x = self.energy_stack(x, attributes, angular, radial, graph)
+        atomic_energies = self.scale_shift(self.readout(x)[:, 0], graph.species)
+        if self.config.site_energy:
+            atomic_energies = atomic_energies + equilibrated["site_energies"]
+        return {
+            "energy": graph.sum_nodes(atomic_energies) + equilibrated["coulomb_energy"],
+            "atomic_energies": atomic_energies,
+            "charges": equilibrated["charges"],
+            "electronegativities": chi,
+            "coulomb_energy": equilibrated["coulomb_energy"],
+        }
+
+    def use(self, operations: Operations) -> None:
+        """Replace the kernels in all layers."""
+        use(self, operations)

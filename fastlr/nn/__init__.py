@@ -1,0 +1,1 @@
+"""Layers. Each computes one thing and asks the backend registry for the kernels it needs."""

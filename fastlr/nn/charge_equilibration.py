@@ -1,0 +1,95 @@
+"""Global charge equilibration of Gaussian charges."""
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.backends import Operations
+from fastlr.constants import COULOMB_CONSTANT
+from fastlr.errors import InputError
+from fastlr.graph import Graph
+from fastlr.kernels.charge_solver.naive import IndefiniteError
+
+
+class ChargeEquilibration(nn.Module):
+    """Charges that minimise  sum_i (chi_i q_i + J_i q_i^2 / 2) + (k / 2) q' A q  with sum q = Q in each structure.
+
+    Rappe & Goddard, J. Phys. Chem. 95, 3358 (1991); with Gaussian charges and learned electronegativities as in
+    4G-HDNNP (Ko et al., Nat. Commun. 12, 398, 2021) and NequIP-LR (Maruf, Kim & Ahmad, arXiv 2503.17949).
+    A is ``kernels/ewald/naive.py``; the hardness J > 0 is learned, one number a species. Everything in float64.
+
+    Args:
+        hardness: where J starts, one number a species, eV/e^2.
+        widths: width of the Gaussian charge of each species, Å.
+        operations: the kernels in use.
+    """
+
+    def __init__(self, hardness: list[float], widths: list[float], operations: Operations):
+        super().__init__()
+        hardness = torch.tensor(hardness, dtype=torch.float64)
+        self.raw_hardness = nn.Parameter(hardness + torch.log(-torch.expm1(-hardness)))  # inverse of softplus
+        self.register_buffer("widths", torch.tensor(widths, dtype=torch.float64))
+        self.operations = operations
+
+    @property
+    def hardness(self) -> Tensor:
+        """(species,) J in eV/e^2, positive."""
+        return torch.nn.functional.softplus(self.raw_hardness)
+
+    def coulomb_matrix(self, graph: Graph) -> Tensor:
+        """(B, n, n) Coulomb matrix A in 1/Å, n the size of the largest structure."""
+        tables = graph.coulomb
+        if tables is None:
+            raise InputError("this graph has no Coulomb tables; build it with the model's own settings")
+        return self.operations.coulomb_matrix(
+            graph.positions,
+            self.widths.index_select(0, graph.species),
+            graph.cell,
+            graph.batch,
+            graph.slot,
+            graph.max_atoms,
+            tables.pairs,
+            tables.shifts,
+            tables.inverse_eta,
+            tables.periodic,
+            tables.wave_indices,
+        )
+
+    def forward(self, graph: Graph, electronegativity: Tensor) -> dict[str, Tensor]:
+        """Solve for the charges.
+
+        Args:
+            electronegativity: (N,) float64, chi in eV/e.
+
+        Returns:
+            charges: (N,) e.
+            coulomb_energy: (B,) (k / 2) q' A q in eV.
+            site_energies: (N,) chi q + J q^2 / 2 in eV.
+
+        Raises:
+            InputError: the equations of a structure have no unique solution (for instance, positions not finite).
+        """
+        matrix = self.coulomb_matrix(graph) * COULOMB_CONSTANT
+        hardness = self.hardness.index_select(0, graph.species)
+        index = graph.batch * graph.max_atoms + graph.slot
+        shape = (graph.num_structures, graph.max_atoms)
+
+        def pad(values: Tensor) -> Tensor:
+            return values.new_zeros(shape[0] * shape[1]).index_add(0, index, values).view(shape)
+
+        mask = pad(torch.ones_like(hardness)) > 0.0
+        try:
+            charges, _ = self.operations.charge_solver(
+                matrix + torch.diag_embed(pad(hardness)), -pad(electronegativity), graph.charge, mask
+            )
+        except IndefiniteError as error:
+            raise InputError(
+                f"charge equilibration failed for structure {error.structures[0]} of the batch: the energy has no "
+                "minimum in the charges; are its positions finite and its atoms apart?"
+            ) from None
+        coulomb_energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
+        q = charges.reshape(-1).index_select(0, index)
+        return {
+            "charges": q,
+            "coulomb_energy": coulomb_energy,
+            "site_energies": electronegativity * q + 0.5 * hardness * q**2,
+        }

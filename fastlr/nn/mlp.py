@@ -1,0 +1,31 @@
+"""Plain multilayer perceptron on invariants, as in NequIP's radial network and readouts."""
+
+from itertools import pairwise
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+
+class ScalarMLP(nn.Module):
+    """Bias-free layers with SiLU between them; variance-preserving scales are applied in the forward pass.
+
+    Weights are drawn uniformly with unit variance; layer i is scaled by gain_i / sqrt(fan in), gain 1 for the
+    first layer and sqrt(2) after a SiLU.
+    """
+
+    def __init__(self, dims: list[int]):
+        super().__init__()
+        self.dims = list(dims)
+        self.weights = nn.ParameterList(
+            nn.Parameter((torch.rand(n_in, n_out) * 2.0 - 1.0) * sqrt(3.0)) for n_in, n_out in pairwise(self.dims)
+        )
+        self.scales = [sqrt(2.0 if i else 1.0) / sqrt(n_in) for i, n_in in enumerate(self.dims[:-1])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dims[0]) -> (N, dims[-1])."""
+        for i, (weight, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
+            if i:
+                x = torch.nn.functional.silu(x)
+            x = x @ (weight * scale)
+        return x

@@ -1,0 +1,101 @@
+"""Proof that the active kernels compute what the reference computes, measured when a model is loaded."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .backends import Operations, resolve
+from .errors import BackendError
+from .kernels.tensor_product.program import Program
+from .nn.interaction import InteractionLayer
+
+# Largest accepted relative root-mean-square error against the reference in float64.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Relative RMS error of one operation's values and first derivatives on random input."""
+
+    operation: str
+    backend: str
+    error: float
+
+
+def relative_rms(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """|value - reference| / |reference| in the 2-norm, zero for two empty or zero tensors."""
+    reference = reference.double()
+    scale = torch.linalg.vector_norm(reference)
+    error = torch.linalg.vector_norm(value.double().to(reference.device) - reference)
+    return float(error / scale) if scale > 0 else float(error)
+
+
+def tensor_product_error(convolution: torch.nn.Module, program: Program, device, dtype) -> float:
+    """Worst relative RMS error of a convolution and its three gradients on a small random graph."""
+    from .kernels.tensor_product.naive import NaiveConvolution
+
+    generator = torch.Generator().manual_seed(0)
+    num_nodes, num_edges = 5, 17
+    edge_index = torch.randint(num_nodes, (2, num_edges), generator=generator)
+    edge_index = edge_index[:, torch.argsort(edge_index[0], stable=True)]
+    inputs = [
+        torch.randn(rows, columns, generator=generator).to(dtype)
+        for rows, columns in (
+            (num_nodes, program.irreps_in.dim),
+            (num_edges, program.irreps_edge.dim),
+            (num_edges, program.weight_numel),
+        )
+    ]
+    probe = torch.randn(num_nodes, program.irreps_out.dim, generator=generator).to(dtype)
+
+    def values_and_gradients(function, device, dtype):
+        leaves = [x.to(device, dtype).requires_grad_(True) for x in inputs]
+        z = function(*leaves, edge_index.to(device))
+        return [z, *torch.autograd.grad(z, leaves, probe.to(device, dtype))]
+
+    active = values_and_gradients(convolution, device, dtype)
+    reference = values_and_gradients(NaiveConvolution(program), "cpu", torch.float64)
+    return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
+
+
+def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]:
+    """Measure every operation that is not the reference's own.
+
+    Raises:
+        BackendError: an operation misses ``TOLERANCE``.
+    """
+    rows = []
+    for operation, backend, _ in operations.table():
+        if backend == "reference":
+            continue
+        if operation != "tensor_product":
+            raise BackendError(f"backend '{backend}' offers {operation}, which no parity check covers")
+        layers = [module for module in model.modules() if isinstance(module, InteractionLayer)]
+        error = max(
+            tensor_product_error(layer.convolution, layer.program, operations.device, operations.dtype)
+            for layer in layers
+        )
+        rows.append(_accepted(Parity(operation, backend, error), operations.dtype))
+    return rows
+
+
+def check_backend(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Parity]:
+    """Parity of a backend on a small typical program, for ``fastlr doctor``.
+
+    Raises:
+        BackendError: it cannot serve here, or misses ``TOLERANCE``.
+    """
+    operations = resolve(name, device, dtype)
+    program = Program("4x0e+4x1o+4x2e", "1x0e+1x1o+1x2e", "1x0e+1x1o+1x2e")
+    convolution = operations.tensor_product(program)
+    error = tensor_product_error(convolution, program, operations.device, dtype)
+    return [_accepted(Parity("tensor_product", operations.chosen["tensor_product"], error), dtype)]
+
+
+def _accepted(parity: Parity, dtype: torch.dtype) -> Parity:
+    if not parity.error <= TOLERANCE[dtype]:
+        raise BackendError(
+            f"backend '{parity.backend}' fails the parity check: {parity.operation} differs from the reference by "
+            f"{parity.error:.1e} (allowed: {TOLERANCE[dtype]:.0e}); choose another backend"
+        )
+    return parity

@@ -1,0 +1,291 @@
+"""The common model interface: ``fastlr.load`` gives a ``Potential``; its ``predict`` gives ``Prediction``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from . import checkpoint
+from .backends import resolve
+from .errors import CheckpointError, InputError, NonFiniteError
+from .graph import CoulombSettings, Graph
+from .memory import MemoryModel, available_bytes
+from .models import ModelConfig, build_model
+from .models.derivatives import evaluate
+from .parity import check_parity
+from .pretrained import available_models, model_path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says of one structure of n atoms (numpy, float64).
+
+    Attributes:
+        energy: eV.
+        atomic_energies: (n,) eV; for NequIP-LR without the Coulomb energy, which belongs to no atom.
+        forces: (n, 3) eV/Å, or None if not asked for.
+        stress: (3, 3) eV/Å^3, tension positive; None unless periodic in three directions (or not asked for).
+        charges: (n,) e; None for models without charges.
+        electronegativities: (n,) eV/e; None for models without charges.
+        coulomb_energy: eV; None for models without charges.
+        dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
+    """
+
+    energy: float
+    atomic_energies: np.ndarray
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    charges: np.ndarray | None = None
+    electronegativities: np.ndarray | None = None
+    coulomb_energy: float | None = None
+    dipole: np.ndarray | None = None
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str | None = None,
+    memory_budget: float | None = None,
+) -> Potential:
+    """Load a model for inference.
+
+    Args:
+        model: name of a bundled model (``fastlr.available_models()``) or path of a .safetensors file.
+        backend: "auto", or a name in ``fastlr.backends.BACKENDS``.
+        device: "auto" (a GPU if there is one), or a PyTorch device.
+        dtype: "float32" or "float64"; default: as the model was saved.
+        memory_budget: bytes that one evaluation may use; default: 60% of what is free at each call.
+
+    Raises:
+        CheckpointError: there is no such model, or its file is not sound.
+        BackendError: the backend cannot serve, or fails the parity check against the reference.
+    """
+    path = model_path(str(model)) or Path(model)
+    if not path.exists() and not path.suffix:
+        raise CheckpointError(f"no bundled model is named '{model}' (there are: {', '.join(available_models())})")
+    config, state, card = checkpoint.load_checkpoint(path)
+    if dtype is not None:
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        config = config.model_copy(update={"dtype": dtype})
+    module = build_model(config)
+    checkpoint.load_state(module, state, path)
+    return Potential(module, card, backend=backend, device=device, memory_budget=memory_budget, name=str(model))
+
+
+class Potential:
+    """A model ready for use: structures in, ``Prediction`` out.
+
+    Args:
+        model: ``NequIP`` or ``NequIPLR``.
+        card: model card.
+        backend, device, memory_budget: see ``load``.
+        name: what reports call it.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        card: dict | None = None,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        memory_budget: float | None = None,
+        name: str = "model",
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.card = card or {}
+        self.name = name
+        self.memory_budget = memory_budget
+        self.config: ModelConfig = model.config
+        self._memory = MemoryModel(model)
+        self.use(backend, device)
+
+    def use(self, backend: str = "auto", device: str | None = None) -> Potential:
+        """Switch backend and device; checks parity with the reference again."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device if device is not None else self.device)
+        operations = resolve(backend, device, self.config.torch_dtype)
+        self.model.to(device).use(operations)
+        self.parity = check_parity(self.model, operations)
+        self.operations = operations
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def species(self) -> list[str]:
+        """Chemical symbols that the model knows."""
+        return list(self.config.species)
+
+    @property
+    def has_charges(self) -> bool:
+        return self.config.kind == "nequip-lr"
+
+    def graph(self, atoms: Atoms | Sequence[Atoms], charge: float | Sequence[float] | None = None) -> Graph:
+        """Structures as the batch that the model takes (on the CPU); see ``Graph.from_atoms``."""
+        return Graph.from_atoms(atoms, self.species, self.config.r_max, coulomb_settings(self.config), charge)
+
+    def predict(
+        self,
+        atoms: Atoms | Sequence[Atoms],
+        charge: float | Sequence[float] | None = None,
+        *,
+        forces: bool = True,
+        progress: bool = False,
+    ) -> Prediction | list[Prediction]:
+        """Energy, forces, stress, charges and more of one structure or of each in a list.
+
+        A list is evaluated in batches that fit the memory budget.
+
+        Args:
+            atoms: one ASE structure or a list, sizes and periodicities mixed as you like.
+            charge: total charge in e, for all or for each; ``atoms.info["charge"]`` wins; the default is 0.
+            forces: whether to compute forces and stress.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: a structure cannot be used (see ``Graph.from_atoms``), or is too large for the memory budget.
+            NonFiniteError: an energy or force is not a finite number.
+        """
+        if isinstance(atoms, Atoms):
+            return next(self._predictions([atoms], charge, forces, False))
+        return list(self._predictions(list(atoms), charge, forces, progress))
+
+    def iter_predict(
+        self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
+    ) -> Iterator[Prediction]:
+        """As ``predict`` on a list, one prediction at a time as batches finish."""
+        return self._predictions(list(atoms), charge, forces, False)
+
+    def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
+        if charge is None or np.isscalar(charge):
+            charge = [charge] * len(structures)
+        if len(charge) != len(structures):
+            raise InputError(f"{len(structures)} structures but {len(charge)} charges were given")
+        with _progress(len(structures), progress) as advance:
+            for start, graphs in self._batches(structures, charge):
+                out = evaluate(self.model, Graph.batch_of(graphs).to(self.device), forces=forces)
+                for prediction in _split(out, Graph.batch_of(graphs), start, structures):
+                    yield prediction
+                    advance()
+
+    def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
+        """(index of the first structure, graphs) of consecutive batches within the memory budget."""
+        budget = self.memory_budget or 0.6 * available_bytes(self.device)
+        batch, counts, start = [], [], 0
+        for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
+            graph = single_graph(atoms, self.config, charge, index)
+            count = self._memory.counts(graph)
+            alone = self._memory.bytes_of([count])
+            if alone > budget:
+                raise InputError(
+                    f"structure {index} ({len(atoms)} atoms) needs about {alone / 2**30:.3g} GiB, but the memory "
+                    f"budget is {budget / 2**30:.3g} GiB; raise memory_budget or use a machine with more memory"
+                )
+            if batch and self._memory.bytes_of([*counts, count]) > budget:
+                yield start, batch
+                batch, counts, start = [], [], index
+            batch.append(graph)
+            counts.append(count)
+        if batch:
+            yield start, batch
+
+    def calculator(self, charge: float | None = None):
+        """An ASE calculator; ``atoms.info["charge"]`` wins over ``charge``."""
+        from .interop.ase import FastlrCalculator
+
+        return FastlrCalculator(self, charge)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one .safetensors file."""
+        checkpoint.save_checkpoint(path, self.config, self.model.state_dict(), self.card)
+
+    def report(self) -> str:
+        """Which implementation serves each operation, and the parity measured at load."""
+        parity = {row.operation: f"parity {row.error:.1e}" for row in self.parity}
+        lines = [
+            f"{self.name}: {self.config.kind}, {sum(p.numel() for p in self.model.parameters())} parameters, "
+            f"{self.config.dtype} on {self.device}, backend '{self.operations.backend}'"
+        ]
+        for operation, served_by, remark in self.operations.table():
+            note = parity.get(operation, "the specification itself")
+            lines.append(f"  {operation:<15} {served_by:<15} {note}{'; ' + remark if remark else ''}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<fastlr.Potential {self.name}: {self.config.kind} for {' '.join(self.species)} on {self.device}>"
+
+
+def coulomb_settings(config: ModelConfig) -> CoulombSettings | None:
+    """Settings of the Coulomb tables that a model needs; None for a short-range model."""
+    if config.kind != "nequip-lr":
+        return None
+    return CoulombSettings(tuple(config.widths), config.ewald_accuracy, config.ewald_eta)
+
+
+def single_graph(atoms: Atoms, config: ModelConfig, charge: float | None = None, index: int = 0) -> Graph:
+    """One structure as a batch of one for the model of ``config``; errors call it structure ``index``."""
+    return Graph.single(atoms, config.species, config.r_max, coulomb_settings(config), charge, index)
+
+
+def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:
+    """The tensors of a batch as one ``Prediction`` a structure."""
+    arrays = {key: value.double().cpu().numpy() for key, value in out.items()}
+    ptr = graph.node_ptr.tolist()
+    for b in range(graph.num_structures):
+        atoms = slice(ptr[b], ptr[b + 1])
+        periodic = graph.pbc[b]
+
+        def per_atom(key, atoms=atoms):
+            return arrays[key][atoms].copy() if key in arrays else None
+
+        prediction = Prediction(
+            energy=float(arrays["energy"][b]),
+            atomic_energies=per_atom("atomic_energies"),
+            forces=per_atom("forces"),
+            stress=arrays["stress"][b].copy() if "stress" in arrays and periodic.all() else None,
+            charges=per_atom("charges"),
+            electronegativities=per_atom("electronegativities"),
+            coulomb_energy=float(arrays["coulomb_energy"][b]) if "coulomb_energy" in arrays else None,
+            dipole=arrays["dipole"][b].copy() if "dipole" in arrays and not periodic.any() else None,
+        )
+        finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
+        if not finite:
+            raise NonFiniteError(
+                f"structure {start + b} ({structures[start + b].get_chemical_formula()}): the predicted energy or a "
+                "force is not finite; the structure is far outside what the model was trained on"
+            )
+        yield prediction
+
+
+class _progress:
+    """A rich progress bar, or nothing."""
+
+    def __init__(self, total: int, show: bool):
+        self.bar = None
+        if show:
+            from rich.progress import Progress
+
+            self.bar = Progress(transient=True)
+            self.task = self.bar.add_task("predicting", total=total)
+
+    def __enter__(self):
+        if self.bar is None:
+            return lambda: None
+        self.bar.start()
+        return lambda: self.bar.advance(self.task)
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.stop()

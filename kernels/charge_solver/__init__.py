@@ -1,0 +1,1 @@
+"""Minimise a quadratic energy of charges under a constraint on their sum."""

@@ -1,0 +1,67 @@
+"""The specification of charge equilibration: a batched dense solve with exact gradients of any order.
+
+For each structure, the charges that minimise chi' q + q' H q / 2 with sum q = Q satisfy
+
+    | H   1 | | q  |   | -chi |
+    | 1'  0 | | mu | = |   Q  |
+
+The matrix K on the left is symmetric, so one more solve with the same factorisation gives every gradient: with
+K (lambda, nu) = (dL/dq, dL/dmu), dL/d(-chi) = lambda, dL/dQ = nu and dL/dH = -(lambda q' + q lambda') / 2. That solve is
+again an instance of this function, which makes it differentiable any number of times.
+"""
+
+import torch
+from torch import Tensor
+
+
+class IndefiniteError(ValueError):
+    """H is not positive definite; ``structures`` lists where."""
+
+    def __init__(self, structures: list[int]):
+        super().__init__(f"the charge matrix is not positive definite in structures {structures}")
+        self.structures = structures
+
+
+def solve_charges(matrix: Tensor, rhs: Tensor, total: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve K (q, mu) = (rhs, total) for every structure.
+
+    Args:
+        matrix: (B, n, n) symmetric H; rows and columns outside ``mask`` are ignored.
+        rhs: (B, n), zero outside ``mask``.
+        total: (B,) sum of the charges.
+        mask: (B, n) bool, which entries are atoms.
+
+    Returns:
+        q (B, n), zero outside ``mask``, and the Lagrange multiplier mu (B,), minus the chemical potential.
+
+    Raises:
+        IndefiniteError: some H is not positive definite (or not finite).
+    """
+    with torch.no_grad():
+        padding = torch.diag_embed((~mask).to(matrix.dtype))
+        inside = mask[:, :, None] & mask[:, None, :]
+        factor, info = torch.linalg.cholesky_ex(torch.where(inside, matrix, 0.0) + padding)
+        if (info != 0).any():
+            raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+        ones = mask.to(matrix.dtype)
+        response = torch.cholesky_solve(ones[:, :, None], factor).squeeze(2)  # H^-1 1
+    return _Solve.apply(matrix, rhs, total, factor, response, ones)
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, matrix, rhs, total, factor, response, ones):
+        free = torch.cholesky_solve(rhs[:, :, None], factor).squeeze(2)
+        multiplier = (free.sum(dim=1) - total) / response.sum(dim=1).clamp_min(1e-300)
+        charges = (free - multiplier[:, None] * response) * ones
+        ctx.save_for_backward(matrix, charges, factor, response, ones)
+        return charges, multiplier
+
+    @staticmethod
+    def backward(ctx, grad_charges, grad_multiplier):
+        matrix, charges, factor, response, ones = ctx.saved_tensors
+        adjoint, grad_total = _Solve.apply(matrix, grad_charges * ones, grad_multiplier, factor, response, ones)
+        grad_matrix = None
+        if ctx.needs_input_grad[0]:
+            grad_matrix = -0.5 * (adjoint[:, :, None] * charges[:, None, :] + charges[:, :, None] * adjoint[:, None, :])
+        return grad_matrix, adjoint, grad_total, None, None, None

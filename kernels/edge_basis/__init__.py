@@ -1,0 +1,1 @@
+"""Edge vector -> spherical harmonics, Bessel basis, polynomial cutoff."""

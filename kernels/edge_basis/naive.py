@@ -1,0 +1,48 @@
+"""The specification of the edge basis in plain PyTorch (spherical harmonics by e3nn).
+
+Sources: NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) and DimeNet (Gasteiger et al., ICLR 2020, Eq. 7-8).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def polynomial_cutoff(x: Tensor, p: float) -> Tensor:
+    """DimeNet envelope u(x) of the reduced distance x = r / r_max, zero (with two derivatives) from x = 1 on.
+
+    u = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)
+    """
+    inside = 1.0 - x**p * ((p + 1.0) * (p + 2.0) / 2.0 - x * (p * (p + 2.0) - x * (p * (p + 1.0) / 2.0)))
+    return inside * (x < 1.0)
+
+
+def bessel_basis(x: Tensor, roots: Tensor) -> Tensor:
+    """b_n = sin(n pi x) / (pi x) for the reduced distance x; shape (E, len(roots)).
+
+    ``roots`` holds n = 1, 2, ...; they may be trained, and x = 0 gives the limit n.
+    """
+    return torch.sinc(x[:, None] * roots) * roots
+
+
+def edge_basis(vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: int) -> tuple[Tensor, Tensor]:
+    """Angular and radial basis of edge vectors.
+
+    Args:
+        vectors: (E, 3), Å, destination to source; no vector may be zero.
+        r_max: cutoff radius, Å.
+        roots: (num_bessels,) roots of the Bessel basis.
+        p: power of the polynomial cutoff.
+        l_max: highest degree of the spherical harmonics.
+
+    Returns:
+        (E, (l_max + 1)^2) spherical harmonics, "component" normalisation, degree after degree, and
+        (E, num_bessels) Bessel functions times the cutoff and 2 pi / r_max^2. Both in the dtype of ``vectors``.
+    """
+    from e3nn import o3
+
+    angular = o3.spherical_harmonics(list(range(l_max + 1)), vectors, normalize=True, normalization="component")
+    x = torch.linalg.vector_norm(vectors, dim=1) / r_max
+    radial = bessel_basis(x, roots) * polynomial_cutoff(x, p)[:, None] * (2.0 * math.pi / r_max**2)
+    return angular, radial

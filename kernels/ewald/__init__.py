@@ -1,0 +1,1 @@
+"""Coulomb interaction of Gaussian charges: isolated molecules and cells periodic in three directions."""

@@ -1,0 +1,108 @@
+"""What a tensor-product convolution computes, as data: its paths and their coefficients.
+
+Every implementation is made from a ``Program``, so that the mathematics is written down once. Layouts:
+
+    x  (N, sum_i dim_i * mul_i)   node features, blocks of (2l+1, mul): component-major, channel last
+    Y  (E, sum_j dim_j)           edge attributes, one channel each
+    w  (E, sum_paths mul)         weights, path after path
+    z  (N, sum_k dim_k * mul_k)   output, blocks of (2l+1, total mul); paths into one irrep lie side by side
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import sqrt
+
+import torch
+from e3nn.o3 import Irreps, wigner_3j
+
+
+@lru_cache(maxsize=None)
+def coupling(l1: int, l2: int, l3: int) -> torch.Tensor:
+    """Real coupling coefficients sqrt(2 l3 + 1) * wigner_3j, shape (2l1+1, 2l2+1, 2l3+1), float64.
+
+    This is the "component" normalisation of e3nn and NequIP for a weighted "uvu" path.
+    """
+    return wigner_3j(l1, l2, l3, dtype=torch.float64) * sqrt(2 * l3 + 1)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path x[block1] (x) Y[block2] -> z[block3], with one weight an edge and channel ("uvu")."""
+
+    block1: int  # index into Program.irreps_in
+    block2: int  # index into Program.irreps_edge
+    block3: int  # index into Program.irreps_out
+    l1: int
+    l2: int
+    l3: int
+    mul: int
+    channel3: int  # first channel of this path within the output block
+
+
+@dataclass(frozen=True)
+class Program:
+    """All paths from ``irreps_in`` x ``irreps_edge`` to the irreps present in ``filter_out``.
+
+    Paths are ordered by input block, edge block and output degree: the order of NequIP's weights.
+    Output channels of one irrep follow the same order; output blocks are sorted as e3nn sorts irreps.
+    """
+
+    irreps_in: Irreps
+    irreps_edge: Irreps
+    filter_out: Irreps
+
+    def __post_init__(self):
+        for name in ("irreps_in", "irreps_edge", "filter_out"):
+            object.__setattr__(self, name, Irreps(getattr(self, name)))
+        for name in ("irreps_in", "irreps_edge"):
+            irreps = [ir for _, ir in getattr(self, name)]
+            if len(set(irreps)) != len(irreps):
+                raise ValueError(f"{name} lists an irrep twice: {getattr(self, name)}; simplify it first")
+        if any(mul != 1 for mul, _ in self.irreps_edge):
+            raise ValueError(f"edge irreps must have multiplicity one, got {self.irreps_edge}")
+
+    @cached_property
+    def _products(self) -> list[tuple]:
+        allowed = {ir for _, ir in self.filter_out}
+        return [
+            (i, j, mul, ir1, ir2, ir3)
+            for i, (mul, ir1) in enumerate(self.irreps_in)
+            for j, (_, ir2) in enumerate(self.irreps_edge)
+            for ir3 in ir1 * ir2
+            if ir3 in allowed
+        ]
+
+    @cached_property
+    def irreps_out(self) -> Irreps:
+        """Sorted and simplified irreps of z."""
+        return Irreps([(mul, ir3) for _, _, mul, _, _, ir3 in self._products]).sort().irreps.simplify()
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        block_of = {ir: k for k, (_, ir) in enumerate(self.irreps_out)}
+        filled = [0] * len(block_of)
+        paths = []
+        for i, j, mul, ir1, ir2, ir3 in self._products:
+            k = block_of[ir3]
+            paths.append(Path(i, j, k, ir1.l, ir2.l, ir3.l, mul, filled[k]))
+            filled[k] += mul
+        return tuple(paths)
+
+    @cached_property
+    def weight_numel(self) -> int:
+        """Number of weights an edge."""
+        return sum(path.mul for path in self.paths)
+
+    def __str__(self) -> str:
+        lines = [f"{self.irreps_in} x {self.irreps_edge} -> {self.irreps_out}, {self.weight_numel} weights an edge"]
+        for path in self.paths:
+            ir1, ir2, ir3 = (
+                irreps[block].ir
+                for irreps, block in (
+                    (self.irreps_in, path.block1),
+                    (self.irreps_edge, path.block2),
+                    (self.irreps_out, path.block3),
+                )
+            )
+            lines.append(f"  {path.mul}x{ir1} x {ir2} -> {ir3}, output channels {path.channel3}+")
+        return "\n".join(lines)
