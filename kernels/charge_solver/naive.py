@@ -6,8 +6,8 @@ For each structure, the charges that minimise chi' q + q' H q / 2 with sum q = Q
     | 1'  0 | | mu | = |   Q  |
 
 The matrix K on the left is symmetric, so one more solve with the same factorisation gives every gradient: with
-K (lambda, nu) = (dL/dq, dL/dmu), dL/d(-chi) = lambda, dL/dQ = nu and dL/dH = -(lambda q' + q lambda') / 2. That solve is
-again an instance of this function, which makes it differentiable any number of times.
+K (lambda, nu) = (dL/dq, dL/dmu), dL/d(-chi) = lambda, dL/dQ = nu and dL/dH = -(lambda q' + q lambda') / 2. That solve
+is again an instance of this function, which makes it differentiable any number of times.
 """
 
 import torch

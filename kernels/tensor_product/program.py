@@ -9,14 +9,14 @@ Every implementation is made from a ``Program``, so that the mathematics is writ
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from math import sqrt
 
 import torch
 from e3nn.o3 import Irreps, wigner_3j
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling(l1: int, l2: int, l3: int) -> torch.Tensor:
     """Real coupling coefficients sqrt(2 l3 + 1) * wigner_3j, shape (2l1+1, 2l2+1, 2l3+1), float64.
 
