@@ -33,12 +33,12 @@ class CoulombTables:
 
 
 def balanced_eta(volume: float, num_atoms: int) -> float:
-    """Splitting width in Å that balances the two sums (Jackson & Catlow, Mol. Simul. 1, 207, 1988), times 0.6.
+    """Splitting width in Å that balances the two sums (Jackson & Catlow, Mol. Simul. 1, 207, 1988), times 0.8.
 
     The dense reciprocal sum is a matrix product and thus cheaper a term than the error functions of the real
     sum, so a width smaller than the textbook one is faster.
     """
-    return 0.6 * (volume**2 / num_atoms) ** (1.0 / 6.0) / np.sqrt(2.0 * np.pi)
+    return 0.8 * (volume**2 / num_atoms) ** (1.0 / 6.0) / np.sqrt(2.0 * np.pi)
 
 
 def coulomb_tables(
