@@ -1,0 +1,234 @@
+"""Molecular dynamics of salt water with a bundled model: equilibrate, run at constant energy, draw what came out.
+
+Starts from an equilibrated box (``tools/data/salt-water.extxyz``), warms it up with Langevin dynamics, then runs
+NVE. Leaves a trajectory with charges, a summary, and one picture: energy drift, charges by species, O-O radial
+distribution.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import FIRE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+START = Path(__file__).parent / "data" / "salt-water.extxyz"
+
+
+def build_box(num_waters: int, num_pairs: int, density: float, seed: int) -> Atoms:
+    """Waters and Na+ Cl- pairs on a jittered cubic lattice, randomly oriented; density in g/cm^3."""
+    rng = np.random.default_rng(seed)
+    mass = num_waters * 18.015 + num_pairs * (22.990 + 35.453)
+    length = (mass / (density * 0.602214)) ** (1 / 3)
+    sites = int(np.ceil((num_waters + 2 * num_pairs) ** (1 / 3)))
+    grid = (np.stack(np.meshgrid(*[np.arange(sites)] * 3), axis=-1).reshape(-1, 3) + 0.5) * length / sites
+    grid = rng.permutation(grid)[: num_waters + 2 * num_pairs]
+    box = Atoms(cell=[length] * 3, pbc=True)
+    for k, site in enumerate(grid):
+        if k < 2 * num_pairs:
+            unit = Atoms(["Na", "Cl"][k % 2], positions=[site])
+        else:
+            unit = molecule("H2O")
+            unit.rotate(rng.uniform(0, 360), rng.normal(size=3))
+            unit.positions += site - unit.positions[0]
+        box += unit
+    return box
+
+
+def prepare(potential, args) -> None:
+    """Make the starting box: lattice, short relaxation, melt at 450 K, then the temperature asked for."""
+    atoms = build_box(64, 2, 1.02, args.seed)
+    atoms.calc = potential.calculator()
+    FIRE(atoms, logfile=None).run(fmax=1.0, steps=100)
+    rng = np.random.default_rng(args.seed)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=450, rng=rng)
+    for temperature, steps in ((450, args.equilibration // 3), (args.temperature, args.equilibration)):
+        dynamics = Langevin(
+            atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng, fixcm=True
+        )
+        with progress(f"{temperature:.0f} K", steps) as advance:
+            dynamics.attach(advance)
+            dynamics.run(steps)
+    Stationary(atoms)
+    START.parent.mkdir(exist_ok=True)
+    write(START, atoms, columns=["symbols", "positions", "momenta"], write_results=False)
+    print(f"wrote {START}")
+
+
+class progress:
+    """A progress bar that is advanced once a step."""
+
+    def __init__(self, label: str, total: int):
+        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar, self.label, self.total = Progress(*columns), label, total
+
+    def __enter__(self):
+        self.bar.start()
+        # an ASE observer is called before the first step too
+        task = self.bar.add_task(self.label, total=self.total, completed=-1)
+        return lambda: self.bar.advance(task)
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+
+def radial_distribution(frames: list[Atoms], symbol: str, num_bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """g(r) of one species up to half of the shortest cell vector."""
+    r_max = min(frames[0].cell.lengths()) / 2
+    edges = np.linspace(0, r_max, num_bins + 1)
+    counts, density = np.zeros(num_bins), 0.0
+    for atoms in frames:
+        chosen = atoms[[atom.index for atom in atoms if atom.symbol == symbol]]
+        distances = chosen.get_all_distances(mic=True)[np.triu_indices(len(chosen), 1)]
+        counts += np.histogram(distances, edges)[0]
+        density += len(chosen) * (len(chosen) - 1) / 2 / atoms.get_volume()
+    shells = 4 / 3 * np.pi * (edges[1:] ** 3 - edges[:-1] ** 3)
+    return (edges[1:] + edges[:-1]) / 2, counts / (shells * density)
+
+
+def draw(path: Path, times, energies, drift, frames: list[Atoms], title: str) -> None:
+    """One picture with three panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    n = len(frames[0])
+    deviation = (energies - energies[0]) / n * 1000
+    left.plot(times, deviation, lw=0.8, color="tab:blue")
+    fit = np.polyfit(times, deviation, 1)
+    left.plot(times, np.polyval(fit, times), "--", color="black", lw=1, label=f"drift {drift:+.3f} meV/atom/ps")
+    span = max(1.0, 1.5 * np.abs(deviation).max())
+    left.set(xlabel="time (ps)", ylabel="total energy − start (meV/atom)", ylim=(-span, span), title="Energy, NVE")
+    left.legend(frameon=False, loc="upper left")
+
+    colours = {"H": "silver", "O": "tab:red", "Na": "tab:purple", "Cl": "tab:green"}
+    for symbol, colour in colours.items():
+        charges = np.concatenate([frame.get_charges()[frame.symbols == symbol] for frame in frames])
+        weights = np.full(len(charges), 1 / len(charges))
+        middle.hist(
+            charges,
+            bins=np.linspace(-1.1, 1.1, 111),
+            weights=weights,
+            color=colour,
+            alpha=0.8,
+            label=f"{symbol}  {charges.mean():+.2f} ± {charges.std():.2f} e",
+        )
+    middle.set(xlabel="charge (e)", ylabel="fraction of atoms", title="Charges by species")
+    middle.legend(frameon=False, loc="upper center")
+
+    r, g = radial_distribution(frames, "O")
+    right.plot(r, g, color="tab:red")
+    right.axhline(1, color="grey", lw=0.6, ls=":")
+    right.set(xlabel="r (Å)", ylabel="g(r)", xlim=(2, r[-1]), ylim=(0, None), title="O–O radial distribution")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def run(potential, args) -> dict:
+    """Equilibrate and run; returns the summary."""
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    atoms = read(START)
+    atoms.calc = potential.calculator()
+    print(potential.report())
+    print(f"{atoms.get_chemical_formula()} in a cell of {atoms.cell.lengths()[0]:.2f} Å")
+    rng = np.random.default_rng(args.seed)
+    if not atoms.has("momenta"):
+        MaxwellBoltzmannDistribution(atoms, temperature_K=args.temperature, rng=rng)
+    began = time.perf_counter()
+    langevin = Langevin(
+        atoms, 0.5 * units.fs, temperature_K=args.temperature, friction=0.01 / units.fs, rng=rng, fixcm=True
+    )
+    with progress("equilibration", args.equilibration) as advance:
+        langevin.attach(advance)
+        langevin.run(args.equilibration)
+    Stationary(atoms)
+
+    times, energies, temperatures, frames = [], [], [], []
+    partial, trajectory = output / "trajectory.partial.extxyz", output / "trajectory.extxyz"
+    partial.unlink(missing_ok=True)
+
+    def record():
+        times.append(verlet.get_time() / units.fs / 1000)
+        energies.append(atoms.get_total_energy())
+        temperatures.append(atoms.get_temperature())
+
+    def keep():
+        frame = atoms.copy()
+        frame.calc = SinglePointCalculator(frame, **atoms.calc.results)
+        frames.append(frame)
+        write(partial, frame, append=True)
+
+    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
+    with progress("NVE", args.steps) as advance:
+        verlet.attach(record)
+        verlet.attach(keep, interval=args.interval)
+        verlet.attach(advance)
+        verlet.run(args.steps)
+    seconds = time.perf_counter() - began
+    partial.replace(trajectory)
+
+    times, energies = np.array(times), np.array(energies)
+    drift = np.polyfit(times, energies / len(atoms) * 1000, 1)[0] if len(times) > 1 else 0.0
+    rate = (args.steps + args.equilibration) / seconds
+    summary = {
+        "atoms": len(atoms),
+        "steps": args.steps,
+        "equilibration_steps": args.equilibration,
+        "timestep_fs": 0.5,
+        "drift_meV_per_atom_per_ps": float(drift),
+        "mean_temperature_K": float(np.mean(temperatures)),
+        "steps_per_second": rate,
+        "ns_per_day": rate * 0.5e-6 * 86400,
+    }
+    title = (
+        f"{atoms.get_chemical_formula()}, {args.model}: {times[-1]:.2f} ps at {summary['mean_temperature_K']:.0f} K, "
+        f"{rate:.1f} steps/s"
+    )
+    draw(output / "salt-water.png", times, energies, drift, frames, title)
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"energy drift {drift:+.3f} meV/atom/ps over {times[-1]:.2f} ps, {rate:.1f} steps/s")
+    print(f"wrote {trajectory}, {output / 'salt-water.png'} and {output / 'summary.json'}")
+    return summary
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="aqueous-xtb", help="bundled model or model file")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--steps", type=int, default=600, help="NVE steps of 0.5 fs")
+    parser.add_argument("--equilibration", type=int, default=200, help="Langevin steps of 0.5 fs")
+    parser.add_argument("--interval", type=int, default=5, help="steps between frames")
+    parser.add_argument("--temperature", type=float, default=300.0, help="K")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="outputs/salt-water")
+    parser.add_argument("--prepare", action="store_true", help="make the starting box again, then stop")
+    args = parser.parse_args()
+
+    import fastlr
+
+    try:
+        potential = fastlr.load(args.model, backend=args.backend)
+        prepare(potential, args) if args.prepare else run(potential, args)
+    except fastlr.FastlrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
