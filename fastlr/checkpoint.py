@@ -20,6 +20,7 @@ from .errors import CheckpointError, ConfigError
 from .models.config import ModelConfig, parse_config
 
 FORMAT_VERSION = 1
+FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 UNITS = {"energy": "eV", "length": "Å", "charge": "e", "stress": "eV/Å^3"}
 
 
@@ -57,16 +58,33 @@ def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
         config, card = _parse_header(path, file.metadata())
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     for name, tensor in state.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.dtype not in FLOAT_TYPES or not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor '{name}' holds values that are not finite floating-point numbers")
     # refuse a configuration that promises far more than the file holds before building it
-    channels, held = config.channels, sum(tensor.numel() for tensor in state.values())
-    attributes = config.type_embedding_features or channels[0]
-    least = config.num_layers * config.radial_width * channels[0] * min(config.radial_depth, 1)
-    least += (config.num_layers - 1) * attributes * sum(c * c for c in channels)
+    held, least = sum(tensor.numel() for tensor in state.values()), least_numbers(config)
     if held < least:
         raise CheckpointError(f"{path}: holds {held} numbers, but its configuration needs at least {least}")
     return config, state, card
+
+
+def least_numbers(config: ModelConfig) -> int:
+    """A lower bound, and a cheap one, of how many numbers a model of this configuration holds."""
+    channels, width, depth = config.channels, config.radial_width, config.radial_depth
+    features = config.type_embedding_features or channels[0]
+    depths = [config.num_layers, *([config.num_charge_layers] if config.kind == "nequip-lr" else [])]
+    layers, stacks = sum(depths), len(depths)
+    least = layers * (config.num_bessels * width + max(depth - 1, 0) * width**2 + width) if depth else 0
+    # linear maps and self-connection between hidden layers, and the first layer of the first stack
+    hidden = layers - stacks + (stacks == 2 and config.reuse_features)
+    least += hidden * (1 + features) * channels[0] ** 2 + hidden * sum(c * c for c in channels[1:])
+    # and self-connections of the degrees above zero, where both sides have them
+    wide = (layers - 2 if stacks == 2 and config.reuse_features else sum(max(n - 2, 0) for n in depths))
+    least += wide * features * sum(c * c for c in channels[1:])
+    least += features * (features + len(config.species) + channels[0]) + (width * features if depth else 0)
+    if config.readout_depth:
+        readout = config.readout_width or channels[0]
+        least += readout * (channels[0] + 1) + (config.readout_depth - 1) * readout**2
+    return least
 
 
 def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path = "model file") -> None:

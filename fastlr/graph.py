@@ -156,7 +156,7 @@ class Graph:
                 structure and the atoms.
         """
         structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
-        charges = [charge] * len(structures) if charge is None or isinstance(charge, (Real, str)) else list(charge)
+        charges = [charge] * len(structures) if charge is None or np.ndim(charge) == 0 else list(charge)
         if len(charges) != len(structures):
             raise InputError(f"{len(structures)} structures but {len(charges)} charges were given")
         return Graph.batch_of(
@@ -221,7 +221,11 @@ def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> 
         return 0.0
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)) or not isfinite(value):
+    try:
+        usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
+        usable = False
+    if not usable:
         raise InputError(f"{_name(atoms, index)}: the charge must be a finite number, got {value!r}")
     return float(value)
 

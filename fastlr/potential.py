@@ -12,7 +12,7 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
-from .errors import CheckpointError, InputError, NonFiniteError
+from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .memory import MemoryModel, available_bytes
 from .models import ModelConfig, build_model
@@ -110,9 +110,7 @@ class Potential:
 
     def use(self, backend: str = "auto", device: str | None = None) -> Potential:
         """Switch backend and device; checks parity with the reference again."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device if device is not None else self.device)
+        device = _usable_device(device if device is not None else self.device)
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
         self.parity = check_parity(self.model, operations)
@@ -175,14 +173,15 @@ class Potential:
             raise InputError(f"{len(structures)} structures but {len(charge)} charges were given")
         with _progress(len(structures), progress) as advance:
             for start, graphs in self._batches(structures, charge):
-                out = evaluate(self.model, Graph.batch_of(graphs).to(self.device), forces=forces)
-                for prediction in _split(out, Graph.batch_of(graphs), start, structures):
+                batch = Graph.batch_of(graphs)
+                out = evaluate(self.model, batch.to(self.device), forces=forces)
+                for prediction in _split(out, batch, start, structures):
                     yield prediction
                     advance()
 
     def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
         """(index of the first structure, graphs) of consecutive batches within the memory budget."""
-        budget = self.memory_budget or 0.6 * available_bytes(self.device)
+        budget = 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
         batch, counts, start = [], [], 0
         for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
             graph = single_graph(atoms, self.config, charge, index)
@@ -225,6 +224,18 @@ class Potential:
 
     def __repr__(self) -> str:
         return f"<fastlr.Potential {self.name}: {self.config.kind} for {' '.join(self.species)} on {self.device}>"
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name, "auto" being a GPU if there is one; one that PyTorch cannot use is an error."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()  # also refuses devices that hold no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch raises any of these
+        reason = str(error).strip().partition("\n")[0]
+        raise BackendError(f"device '{device}' cannot be used: {reason}") from None
+    return torch.device(device)
 
 
 def coulomb_settings(config: ModelConfig) -> CoulombSettings | None:

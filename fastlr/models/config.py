@@ -15,7 +15,7 @@ NumLayers = Annotated[int, Field(ge=1, le=64)]
 class NequIPConfig(BaseModel):
     """A short-range NequIP model (Batzner et al., Nat. Commun. 13, 2453, 2022)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Literal["nequip"] = "nequip"
     species: list[str] = Field(min_length=1)
@@ -26,13 +26,13 @@ class NequIPConfig(BaseModel):
     parity: bool = True  # keep both parities of each degree
     num_features: PositiveInt | list[PositiveInt] = 32  # channels, for all degrees or for each
     type_embedding_features: PositiveInt | None = None  # default: channels of degree zero
-    radial_depth: Annotated[int, Field(ge=0)] = 1
+    radial_depth: Annotated[int, Field(ge=0, le=64)] = 1
     radial_width: PositiveInt = 128
     num_bessels: PositiveInt = 8
     bessel_trainable: bool = False
     cutoff_p: Annotated[float, Field(ge=2.0)] = 6.0
     avg_num_neighbors: PositiveFloat | dict[str, PositiveFloat] = 20.0  # for all species or for each
-    readout_depth: Annotated[int, Field(ge=0)] = 0  # hidden layers
+    readout_depth: Annotated[int, Field(ge=0, le=64)] = 0  # hidden layers
     readout_width: PositiveInt | None = None
     energy_scales: float | dict[str, float] = 1.0  # eV
     energy_shifts: float | dict[str, float] = 0.0  # eV
@@ -83,7 +83,7 @@ class NequIPLRConfig(NequIPConfig):
     num_layers: NumLayers = 1
     reuse_features: bool = True  # the energy stack goes on from the features of the charge stack
     charge_encoding: Literal["scalar", "gaussian"] = "scalar"
-    num_charge_bins: Annotated[int, Field(ge=2)] = 16  # Gaussian encoding
+    num_charge_bins: Annotated[int, Field(ge=2, le=4096)] = 16  # Gaussian encoding
     charge_range: PositiveFloat = 2.0  # e; Gaussian bins span minus to plus this
     site_energy: bool = True  # whether chi q + J q^2 / 2 counts towards the energy
     hardness: PositiveFloat | dict[str, PositiveFloat] = 8.0  # eV/e^2, where training starts

@@ -1,5 +1,7 @@
 """Forces and stress: exact derivatives of a model's energy."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,23 +32,19 @@ def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = F
     with torch.enable_grad():
         positions = graph.positions.detach().requires_grad_(True)
         strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_(True)
-        deformed = _with_positions(graph, positions).strained(strain)
+        deformed = replace(graph, positions=positions).strained(strain)
         out = model(deformed)
         # an energy that no edge contributes to has no gradient at all
         gradient, virial = torch.autograd.grad(
             out["energy"].sum() + 0.0 * (positions.sum() + strain.sum()), (positions, strain), create_graph=create_graph
         )
     is_cell = graph.pbc.all(dim=1)
-    volume = torch.where(is_cell, torch.linalg.det(graph.cell).abs(), torch.nan)
-    out = out | {"forces": -gradient, "virial": virial, "stress": virial / volume[:, None, None]}
+    # NaN after the division, not by it: dividing by NaN would give the cells of the batch NaN gradients in training
+    volume = torch.where(is_cell, torch.linalg.det(graph.cell).abs(), 1.0)[:, None, None]
+    stress = torch.where(is_cell[:, None, None], virial / volume, torch.nan)
+    out = out | {"forces": -gradient, "virial": virial, "stress": stress}
     out |= _dipole(graph, out)
     return out if create_graph else {key: value.detach() for key, value in out.items()}
-
-
-def _with_positions(graph: Graph, positions: Tensor) -> Graph:
-    from dataclasses import replace
-
-    return replace(graph, positions=positions)
 
 
 def _dipole(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -59,9 +59,10 @@ class NaiveConvolution(nn.Module):
         weights = weights.split([mul * len(dims) for _, mul, dims in self.groups], dim=1)
         stacked = []
         for (block, mul, dims), w in zip(self.groups, weights, strict=True):
+            dim1 = self.program.irreps_in[block].ir.dim  # spelled out below: with no edges, -1 would be ambiguous
             folded = edge_attributes @ getattr(self, f"coupling_{block}").to(x.dtype)  # (E, dim1 * rows)
-            folded = folded.view(num_edges, -1, sum(dims)).transpose(1, 2)
-            x_edge = blocks[block].index_select(0, source).view(num_edges, -1, mul)
+            folded = folded.view(num_edges, dim1, sum(dims)).transpose(1, 2)
+            x_edge = blocks[block].index_select(0, source).view(num_edges, dim1, mul)
             z = torch.bmm(folded, x_edge).split(dims, dim=1)  # a (E, 2 l3 + 1, mul) for each path
             w = w.view(num_edges, len(dims), 1, mul).unbind(1)
             z = torch.cat([z_path * w_path for z_path, w_path in zip(z, w, strict=True)], dim=1).flatten(1)

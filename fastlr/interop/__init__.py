@@ -1,0 +1,1 @@
+"""fastlr inside other programs: one file a neighbour."""

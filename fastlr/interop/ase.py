@@ -1,0 +1,84 @@
+"""fastlr as an ASE calculator.
+
+atoms.calc = FastlrCalculator("aqueous-xtb", charge=+1)
+atoms.get_potential_energy()
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from fastlr.graph import total_charge
+from fastlr.potential import Potential, Prediction, load
+
+
+class FastlrCalculator(Calculator):
+    """Everything ASE may ask of a potential, from one evaluation a geometry.
+
+    Properties, in ASE's units and conventions:
+
+    - energy, free_energy: eV;
+    - energies: (n,) eV, they sum to the energy. The Coulomb energy belongs to no atom; each gets an equal share of it;
+    - forces: (n, 3) eV/Å;
+    - stress: (6,) eV/Å^3, Voigt order, tension positive; only for cells periodic in three directions;
+    - charges: (n,) e, and dipole: (3,) e Å about the origin, without periodicity only; both only if the model has
+      charges.
+
+    Args:
+        potential: a ``Potential``, or what ``fastlr.load`` takes.
+        charge: total charge in e of structures that do not state theirs in ``atoms.info["charge"]``; the default is 0.
+        options: further arguments of ``fastlr.load`` (backend, device, dtype, memory_budget) where that is called.
+
+    Raises:
+        FastlrError: the model cannot be loaded; on evaluation, see ``Potential.predict``.
+    """
+
+    # what ASE compares but no prediction depends on
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (ASE's own interface)
+
+    def __init__(self, potential: Potential | str | Path, charge: float | None = None, **options: Any):
+        super().__init__()
+        self.potential = potential if isinstance(potential, Potential) else load(potential, **options)
+        self.charge = charge
+        self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+        if self.potential.has_charges:
+            self.implemented_properties += ["charges", "dipole"]
+        self._evaluated_charge: float | None = None
+
+    def total_charge(self, atoms: Atoms) -> float:
+        """Total charge in e with which a structure is evaluated."""
+        return total_charge(atoms, self.charge)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last evaluation; unlike ASE's own, this sees the total charge."""
+        changes = super().check_state(atoms, tol)
+        if self.atoms is not None and self.total_charge(atoms) != self._evaluated_charge:
+            changes = [*changes, "charge"]
+        return changes
+
+    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        """Evaluate all properties at once."""
+        super().calculate(atoms, properties, system_changes)
+        self._evaluated_charge = self.total_charge(self.atoms)
+        self.results = ase_results(self.potential.predict(self.atoms, self.charge))
+
+
+def ase_results(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as the results of an ASE calculator: what does not exist for the structure is left out."""
+    energies = prediction.atomic_energies
+    if prediction.coulomb_energy is not None:
+        energies = energies + prediction.coulomb_energy / max(len(energies), 1)
+    results = {
+        "energy": prediction.energy,
+        "free_energy": prediction.energy,
+        "energies": energies,
+        "forces": prediction.forces,
+        "stress": None if prediction.stress is None else full_3x3_to_voigt_6_stress(prediction.stress),
+        "charges": prediction.charges,
+        "dipole": prediction.dipole,
+    }
+    return {name: np.copy(value) if np.ndim(value) else value for name, value in results.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Molecular dynamics and relaxation with a potential, from structure files to structure files."""

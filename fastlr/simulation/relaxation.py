@@ -1,0 +1,86 @@
+"""Relaxation to a minimum of the energy, through ASE's own optimisers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from ase import Atoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from fastlr.errors import FastlrError, InputError
+from fastlr.interop.ase import FastlrCalculator
+from fastlr.potential import Potential
+
+OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
+
+
+@dataclass(frozen=True)
+class RelaxReport:
+    """How a relaxation went: steps taken, whether the forces fell below fmax, energy (eV), largest force (eV/Å)."""
+
+    steps: int
+    converged: bool
+    energy: float
+    max_force: float
+
+
+def relax(
+    atoms: Atoms,
+    potential: Potential,
+    *,
+    fmax: float = 0.01,
+    steps: int = 1000,
+    cell: bool = False,
+    optimizer: str = "lbfgs",
+    charge: float | None = None,
+    on_step: Callable[[RelaxReport], None] = lambda report: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RelaxReport:
+    """Move the atoms, in place, to where no force is larger than ``fmax``.
+
+    Args:
+        atoms: where to start; afterwards it carries the calculator with its results.
+        potential: gives the forces.
+        fmax: eV/Å; with ``cell`` also for the gradient with respect to the logarithm of the deformation, which ASE
+            divides by the number of atoms.
+        steps: at most so many.
+        cell: relax the cell as well.
+        optimizer: "fire", "bfgs" or "lbfgs".
+        charge: total charge in e, unless the structure states its own.
+        on_step: called at the start and after every step.
+        should_stop: asked after every step; on True it returns early.
+
+    Raises:
+        InputError: the structure cannot be used, or ``cell`` without periodicity in three directions.
+        NonFiniteError: an energy or force is not finite.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got '{optimizer}'")
+    if not (isfinite(fmax) and fmax > 0):
+        raise InputError(f"fmax must be a positive number of eV/Å, got {fmax}")
+    if cell and not atoms.pbc.all():
+        raise InputError(
+            f"relaxing the cell needs one that is periodic in three directions; {atoms.get_chemical_formula()} is "
+            f"periodic in {int(atoms.pbc.sum())}"
+        )
+    atoms.calc = FastlrCalculator(potential, charge)
+    atoms.get_potential_energy()  # an unusable structure is reported as it is, not as a failed step
+    search = OPTIMIZERS[optimizer](FrechetCellFilter(atoms) if cell else atoms, logfile=None)
+    converged = False
+    try:
+        for converged in search.irun(fmax=fmax, steps=steps):
+            report = _report(atoms, search.nsteps, bool(converged))
+            on_step(report)
+            if should_stop():
+                break
+    except FastlrError as error:
+        raise type(error)(f"step {search.nsteps + 1}: {error}") from error
+    return report
+
+
+def _report(atoms: Atoms, steps: int, converged: bool) -> RelaxReport:
+    forces = atoms.get_forces()
+    largest = float(np.linalg.norm(forces, axis=1).max(initial=0.0))
+    return RelaxReport(steps, converged, atoms.get_potential_energy(), largest)
