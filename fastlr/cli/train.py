@@ -1,0 +1,28 @@
+"""``fastlr train``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Configuration (YAML) with model, data, loss and training.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Output directory (default: runs/<name of config>).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the configuration.")
+    ] = None,
+) -> None:
+    """Train a model on structures with reference energies, forces, stresses, charges or dipoles."""
+    from fastlr.train import train as run
+
+    console = Console()
+    try:
+        run(config, output=output, resume=resume, overrides=overrides, console=console)
+    except KeyboardInterrupt as stop:
+        if not stop.args:
+            raise
+        console.print(str(stop), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None

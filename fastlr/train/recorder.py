@@ -1,0 +1,146 @@
+"""After each epoch: a line of metrics, checkpoints, the exported model, and whether to go on."""
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from fastlr.errors import NonFiniteError
+
+from .config import TrainConfig
+from .metrics import UNITS
+from .plots import plot_learning_curve
+from .progress import Progress
+
+DRAW_EVERY = 60.0  # seconds between two drawings of the learning curve
+
+COLUMNS = [
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "validation_loss",
+    *(f"{name}_{kind} ({unit})" for name, unit in UNITS.items() for kind in ("mae", "rmse")),
+    "seconds",
+]
+
+
+class Recorder(pl.Callback):
+    """Writes what the output directory holds while training runs.
+
+    Args:
+        output: output directory.
+        config: of the run.
+        progress: what the user sees.
+        export: writes model.safetensors given the averaged model, the epoch and its validation errors.
+    """
+
+    def __init__(self, output: Path, config: TrainConfig, progress: Progress, export: Callable):
+        self.output, self.config, self.progress, self.export = output, config, progress, export
+        self.state = {"elapsed": 0.0, "epochs": 0, "best": math.inf, "best_epoch": 0, "stopped": ""}
+
+        self.drawn = 0.0
+
+    @property
+    def epochs_done(self) -> int:
+        return self.state["epochs"]
+
+    # Lightning keeps this in its checkpoints
+    def state_dict(self):
+        return dict(self.state)
+
+    def load_state_dict(self, state_dict):
+        self.state = dict(state_dict)
+
+    def on_train_start(self, trainer, module):
+        if trainer.is_global_zero:
+            keep_rows(self.output / "metrics.csv", trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer, module):
+        self.started = time.perf_counter()
+        limit = self.config.training.max_time
+        module.time_progress = self.state["elapsed"] / limit if limit else 0.0
+        self.progress.start_epoch(trainer.current_epoch + 1, trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.progress.advance()
+
+    def on_train_epoch_end(self, trainer, module):
+        training, state = self.config.training, self.state
+        loss = module.errors.total_loss()
+        epoch = trainer.current_epoch + 1
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the validation loss is {loss} after epoch {epoch}; lower training.learning_rate; "
+                "last.ckpt and model.safetensors hold the last good weights"
+            )
+        module.schedule.validated(loss)
+        better = loss < state["best"]
+        if better:
+            state.update(best=loss, best_epoch=epoch)
+        seconds = time.perf_counter() - self.started
+        state["elapsed"] += seconds
+        state["epochs"] = epoch
+        if training.max_time and state["elapsed"] + seconds > training.max_time:
+            state["stopped"] = "the time is up"
+        elif training.early_stopping and epoch - state["best_epoch"] >= training.early_stopping:
+            state["stopped"] = f"no better validation loss in {training.early_stopping} epochs"
+        trainer.should_stop = bool(state["stopped"])
+
+        errors = module.errors.table()
+        if trainer.is_global_zero:
+            row = {
+                "epoch": epoch,
+                "step": trainer.global_step,
+                "learning_rate": module.learning_rate,
+                "train_loss": float(module.loss_sum) / max(module.num_steps, 1),
+                "validation_loss": loss,
+                "seconds": state["elapsed"],
+            }
+            for name, values in errors.items():
+                for kind in ("mae", "rmse"):
+                    row[f"{name}_{kind} ({values['unit']})"] = values[kind]
+            append_row(self.output / "metrics.csv", row)
+            if better:
+                self.export(module.ema.model, epoch, errors)
+            self.progress.finish_epoch(row, errors, better)
+        if better:
+            save_checkpoint(trainer, self.output / "best.ckpt")
+        save_checkpoint(trainer, self.output / "last.ckpt")
+        if trainer.is_global_zero and state["elapsed"] - self.drawn > DRAW_EVERY:
+            self.drawn = state["elapsed"]
+            plot_learning_curve(self.output / "metrics.csv", self.output / "learning_curve.png")
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    """Lightning's checkpoint, in place of the old one only when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    trainer.save_checkpoint(partial)
+    if trainer.is_global_zero:
+        partial.replace(path)
+
+
+def append_row(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.8g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of metrics.csv; what is empty is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def keep_rows(path: Path, epochs: int) -> None:
+    """Drop the rows after the first ``epochs`` epochs: those that a resumed run repeats."""
+    if not path.exists():
+        return
+    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epochs), encoding="utf-8")

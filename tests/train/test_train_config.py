@@ -1,0 +1,76 @@
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_toy import write_run
+
+from fastlr.errors import ConfigError, InputError
+from fastlr.train import train
+from fastlr.train.config import read_config
+
+GOOD = {"model": {"kind": "nequip-lr"}, "data": {"train": "a.xyz", "validation": ["b.xyz"]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.l_maks=2", "model.l_maks"),
+        ("model.r_max=-1", "model.r_max"),
+        ("model.kind=mace", "model"),
+        ("model.species=[H, Qq]", "species"),
+        ("loss.force=1", "loss.force"),
+        ("loss.energy=-1", "loss.energy"),
+        ("loss={energy: 0, forces: 0}", "loss"),
+        ("training.learning_rate=0", "training.learning_rate"),
+        ("training.max_time=soon", "training.max_time"),
+        ("training.schedule=linear", "training.schedule"),
+        ("data.train=[]", "data.train"),
+        ("extra=1", "extra"),
+    ],
+)
+def test_an_error_names_the_key(override, key):
+    with pytest.raises(ConfigError) as error:
+        read_config(GOOD, [override])
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_section():
+    with pytest.raises(ConfigError, match="data"):
+        read_config({"model": {"kind": "nequip"}})
+
+
+def test_charges_need_a_model_with_charges():
+    with pytest.raises(ConfigError, match=r"loss\.charges"):
+        read_config(GOOD, ["model.kind=nequip", "loss.charges=1"])
+
+
+def test_paths_start_at_the_file_and_overrides_win(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    config = read_config(path, ["training.max_time=01:30:00", "loss.stress=2.5"])
+    assert config.data.train == [str(tmp_path / "a.xyz")]
+    assert config.training.max_time == 5400 and config.loss.stress == 2.5
+    assert read_config(path, ["training.max_time=90"]).training.max_time == 5400
+
+
+def test_refusals_before_training(tmp_path):
+    config = write_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        train(config, tmp_path / "out", overrides=["data.train=nowhere.xyz"])
+    with pytest.raises(InputError, match=r"train\.extxyz, frame 0: .*element O"):
+        train(config, tmp_path / "out", overrides=["model.species=[H]"])
+    text = (tmp_path / "train.extxyz").read_text()
+    (tmp_path / "train.extxyz").write_text(text.replace(":charge:R:1", ":other:R:1"))
+    with pytest.raises(ConfigError, match=r"loss\.charges"):
+        train(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        train(config, tmp_path / "out")
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train(config, tmp_path / "out", resume=True)

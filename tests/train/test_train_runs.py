@@ -1,0 +1,159 @@
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_toy import write_run
+
+import fastlr
+from fastlr.checkpoint import load_checkpoint, read_header
+from fastlr.errors import NonFiniteError
+from fastlr.train import train
+from fastlr.train.data import make_samples, read_frames
+from fastlr.train.module import TrainingModule
+from fastlr.train.recorder import read_rows
+
+
+def rows(output):
+    with (output / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def same_weights(a, b):
+    a, b = load_checkpoint(a)[1], load_checkpoint(b)[1]
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of four epochs."""
+    directory = tmp_path_factory.mktemp("run")
+    config = write_run(directory, max_epochs=4)
+    train(config, directory / "out")
+    return directory, config
+
+
+def test_everything_is_written(finished):
+    output = finished[0] / "out"
+    names = {path.name for path in output.iterdir()}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "learning_curve.png",
+        "parity.png",
+        "last.ckpt",
+        "best.ckpt",
+        "model.safetensors",
+        "summary.json",
+    }
+    assert [int(row["epoch"]) for row in read_rows(output / "metrics.csv")] == [1, 2, 3, 4]
+    assert json.loads((output / "summary.json").read_text())["epochs"] == 4
+
+
+def test_the_card_tells_data_and_errors(finished):
+    directory, _ = finished
+    config, card = read_header(directory / "out" / "model.safetensors")
+    assert config.species == ["H", "O"] and config.avg_num_neighbors != 20.0
+    assert card["training_data"]["train"]["structures"] == 12
+    assert card["training_data"]["train"]["labels"]["stress"] == 6
+    assert set(card["errors"]["test"]["families"]) == {"cell", "molecule"}
+    assert "torch" in card["trained_with"]
+
+    potential = fastlr.load(directory / "out" / "model.safetensors", backend="reference", device="cpu")
+    frames = read_frames([str(directory / "test.extxyz")], "test")
+    off = [potential.predict(f.atoms).forces - f.labels["forces"] for f in frames]
+    mae = 1e3 * np.abs(np.concatenate(off)).mean()
+    assert card["errors"]["test"]["overall"]["forces"]["mae"] == pytest.approx(mae, rel=1e-4)
+    off = [(potential.predict(f.atoms).energy - f.labels["energy"]) / len(f.atoms) for f in frames]
+    assert card["errors"]["test"]["overall"]["energy"]["mae"] == pytest.approx(1e3 * np.abs(off).mean(), rel=1e-4)
+    families = card["errors"]["test"]["families"]
+    assert "stress" in families["cell"] and "stress" not in families["molecule"]
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    directory, config = finished
+    train(config, tmp_path / "again", overrides=["training.max_epochs=2"])
+    assert rows(tmp_path / "again") == rows(directory / "out")[:2]
+    train(config, tmp_path / "other", overrides=["training.max_epochs=1", "training.seed=1"])
+    assert rows(tmp_path / "other") != rows(directory / "out")[:1]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
+    directory, config = finished
+    train(config, tmp_path / "out", overrides=["training.max_epochs=2"])
+    assert not same_weights(tmp_path / "out" / "model.safetensors", directory / "out" / "model.safetensors")
+    train(config, tmp_path / "out", resume=True)
+    assert rows(tmp_path / "out") == rows(directory / "out")
+    assert same_weights(tmp_path / "out" / "model.safetensors", directory / "out" / "model.safetensors")
+    last = [torch.load(d / "out" / "last.ckpt", weights_only=True)["state_dict"] for d in (tmp_path, directory)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(finished, tmp_path, monkeypatch):
+    directory, config = finished
+    original = TrainingModule.on_train_batch_end
+
+    def interrupt(self, *args):
+        self.stop.requested = self.current_epoch == 1
+        original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"after 1 whole epochs.*--resume"):
+        patch.setattr(TrainingModule, "on_train_batch_end", interrupt)
+        train(config, tmp_path / "out")
+    fastlr.load(tmp_path / "out" / "model.safetensors", backend="reference", device="cpu")
+    train(config, tmp_path / "out", resume=True)
+    assert rows(tmp_path / "out") == rows(directory / "out")
+
+
+def test_the_exported_model_is_the_average(tmp_path):
+    config = write_run(tmp_path, max_epochs=1)
+    seen = {}
+    original = TrainingModule.on_validation_epoch_end
+
+    def keep(self):
+        seen["module"] = self
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "on_validation_epoch_end", keep)
+        path = train(config, tmp_path / "out")
+    module = seen["module"]
+    frames = read_frames([str(tmp_path / "test.extxyz")], "test")
+    graph = make_samples(frames, module.model.config)[0].graph
+    energy = fastlr.load(path, backend="reference", device="cpu").predict(frames[0].atoms).energy
+    with torch.no_grad():
+        assert energy == pytest.approx(module.ema.model(graph)["energy"].item(), abs=1e-9)
+        assert abs(energy - module.model(graph)["energy"].item()) > 1e-6
+
+
+def test_it_learns(tmp_path):
+    config = write_run(tmp_path, train=4, max_epochs=100, learning_rate=0.02, ema=0.9, schedule="cosine")
+    config["model"].update(num_features=16, radial_width=32)
+    config["loss"] = {"energy": 0.0, "forces": 1.0, "charges": 10.0}
+    train(config, tmp_path / "out")
+    losses = [row["train_loss"] for row in read_rows(tmp_path / "out" / "metrics.csv")]
+    assert losses[-1] < losses[0] / 10
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path, monkeypatch):
+    config = write_run(tmp_path, max_epochs=3)
+    from fastlr.train import module as module_file
+
+    original = module_file.total_loss
+    calls = []
+
+    def poisoned(terms, weights):
+        calls.append(1)
+        return original(terms, weights) * (float("nan") if len(calls) == 5 else 1.0)  # epoch 2, second batch
+
+    monkeypatch.setattr(module_file, "total_loss", poisoned)
+    with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1 .*train\.extxyz, frame \d+"):
+        train(config, tmp_path / "out")
+    assert len(calls) == 5
+    assert torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["epoch"] == 0
+    fastlr.load(tmp_path / "out" / "model.safetensors", backend="reference", device="cpu")
