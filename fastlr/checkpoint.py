@@ -78,7 +78,7 @@ def least_numbers(config: ModelConfig) -> int:
     hidden = layers - stacks + (stacks == 2 and config.reuse_features)
     least += hidden * (1 + features) * channels[0] ** 2 + hidden * sum(c * c for c in channels[1:])
     # and self-connections of the degrees above zero, where both sides have them
-    wide = (layers - 2 if stacks == 2 and config.reuse_features else sum(max(n - 2, 0) for n in depths))
+    wide = layers - 2 if stacks == 2 and config.reuse_features else sum(max(n - 2, 0) for n in depths)
     least += wide * features * sum(c * c for c in channels[1:])
     least += features * (features + len(config.species) + channels[0]) + (width * features if depth else 0)
     if config.readout_depth:

@@ -1,4 +1,4 @@
-"""The specification of the edge basis in plain PyTorch (spherical harmonics by e3nn).
+"""The specification of the edge basis in plain PyTorch.
 
 Sources: NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) and DimeNet (Gasteiger et al., ICLR 2020, Eq. 7-8).
 """
@@ -6,6 +6,7 @@ Sources: NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) and DimeNet (Gaste
 import math
 
 import torch
+from fastlr.kernels.tensor_product.program import coupling
 from torch import Tensor
 
 
@@ -26,6 +27,20 @@ def bessel_basis(x: Tensor, roots: Tensor) -> Tensor:
     return torch.sinc(x[:, None] * roots) * roots
 
 
+def spherical_harmonics(directions: Tensor, l_max: int) -> Tensor:
+    """Real spherical harmonics Y_0 ... Y_l_max of unit vectors, |Y_l|^2 = 2l + 1; shape (E, (l_max + 1)^2).
+
+    Y_l couples Y_1 with Y_(l-1): Y_l = sqrt((2l+1) / 3l) C(1, l-1, l) Y_1 Y_(l-1), with C from ``coupling``. Order,
+    sign and normalisation ("component") are those of e3nn.
+    """
+    harmonics = [torch.ones_like(directions[:, :1]), math.sqrt(3.0) * directions][: l_max + 1]
+    for l in range(2, l_max + 1):
+        coefficients = coupling(1, l - 1, l).to(directions).flatten(0, 1) * math.sqrt((2 * l + 1) / (3 * l))
+        products = harmonics[1][:, :, None] * harmonics[-1][:, None, :]
+        harmonics.append(products.flatten(1) @ coefficients)
+    return torch.cat(harmonics, dim=1)
+
+
 def edge_basis(vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: int) -> tuple[Tensor, Tensor]:
     """Angular and radial basis of edge vectors.
 
@@ -40,9 +55,8 @@ def edge_basis(vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: in
         (E, (l_max + 1)^2) spherical harmonics, "component" normalisation, degree after degree, and
         (E, num_bessels) Bessel functions times the cutoff and 2 pi / r_max^2. Both in the dtype of ``vectors``.
     """
-    from e3nn import o3
-
-    angular = o3.spherical_harmonics(list(range(l_max + 1)), vectors, normalize=True, normalization="component")
-    x = torch.linalg.vector_norm(vectors, dim=1) / r_max
+    lengths = torch.linalg.vector_norm(vectors, dim=1)
+    angular = spherical_harmonics(vectors / lengths[:, None], l_max)
+    x = lengths / r_max
     radial = bessel_basis(x, roots) * polynomial_cutoff(x, p)[:, None] * (2.0 * math.pi / r_max**2)
     return angular, radial

@@ -1,0 +1,65 @@
+"""What every test shares: fixed seeds, few threads, small models and structures, no GPU tests without a GPU."""
+
+import numpy as np
+import pytest
+import torch
+from reference import structures
+from reference.models import MODELS, small_model
+
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="there is no CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries draw from the global state)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """Each small float64 model in turn, freshly built."""
+    return small_model(request.param)
+
+
+@pytest.fixture
+def water():
+    return structures.water()
+
+
+@pytest.fixture
+def water_cluster():
+    return structures.water_cluster()
+
+
+@pytest.fixture
+def salt():
+    return structures.salt()
+
+
+@pytest.fixture
+def skewed_cell():
+    return structures.skewed_cell()
+
+
+@pytest.fixture
+def one_atom_cell():
+    return structures.one_atom_cell()
+
+
+@pytest.fixture
+def slab():
+    return structures.slab()

@@ -1,0 +1,287 @@
+"""Model files: what is written comes back, and nothing else gets in."""
+
+import json
+import pickle
+import resource
+import struct
+import sys
+import time
+
+import pytest
+import torch
+from reference import structures
+from reference.models import CONFIGS, MODELS, predict, small_model
+from safetensors.torch import save_file
+
+import fastlr
+from fastlr import checkpoint
+from fastlr.checkpoint import load_checkpoint, load_state, read_header, save_checkpoint
+from fastlr.errors import CheckpointError
+from fastlr.models import build_model, parse_config
+
+CARD = {"name": "a small model", "errors": {"energy": 0.1}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A sound model file."""
+    model = small_model("lr")
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model.config, model.state_dict(), CARD)
+    return path
+
+
+def rewrite(path, header=None, tensors=None):
+    """The file with parts of its header or tensors replaced (None: left out)."""
+    config, state, card = load_checkpoint(path)
+    contents = {"format_version": 1, "config": config.model_dump(), "units": {}, "card": card}
+    contents |= header or {}
+    state = {name: t for name, t in (state | (tensors or {})).items() if t is not None}
+    save_file(state, path, {"fastlr": json.dumps({k: v for k, v in contents.items() if v is not None})})
+
+
+def refused(path, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        fastlr.load(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip(name, tmp_path):
+    model = small_model(name)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model.config, model.state_dict(), CARD)
+    config, state, card = load_checkpoint(path)
+    assert config == model.config
+    assert card == CARD
+    assert read_header(path) == (model.config, CARD)
+    for key, value in model.state_dict().items():
+        assert state[key].dtype == value.dtype
+        assert torch.equal(state[key], value)
+    again = build_model(config)
+    load_state(again, state, path)
+    before, after = (predict(m, structures.water_cluster()) for m in (model, again))
+    assert all((before[key] == after[key]).all() for key in ("energy", "forces"))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_missing(tmp_path):
+    refused(tmp_path / "none.safetensors", "no such model file")
+    refused(tmp_path, "no such model file")  # a folder
+    with pytest.raises(CheckpointError, match="no bundled model is named 'unheard-of'"):
+        fastlr.load("unheard-of")
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-4, 0.02, 0.5, 0.99, "all but one byte"])
+def test_truncated(file, part):
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) - 1 if isinstance(part, str) else int(part * len(data))])
+    refused(file, "not a complete safetensors file")
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 5000])
+def test_garbage(tmp_path, length):
+    path = tmp_path / "garbage.safetensors"
+    path.write_bytes(torch.randint(256, (length,), dtype=torch.uint8).numpy().tobytes())
+    refused(path, "not a complete safetensors file")
+
+
+class Bomb:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (self.trace, "w")
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch-legacy", "pickle"])
+def test_pickle_is_never_opened(tmp_path, monkeypatch, kind):
+    path, trace = tmp_path / "model.pt", tmp_path / "trace"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(str(trace))))
+    else:
+        torch.save(Bomb(str(trace)), path, _use_new_zipfile_serialization=kind == "torch")
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, None)
+    refused(path, "a PyTorch pickle, which fastlr never opens")
+    assert not trace.exists()
+
+
+def test_without_header(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for metadata in (None, {"format": "pt"}, {"fastlr": "{"}, {"fastlr": "[]"}, {"fastlr": "3"}, {"fastlr": "{}"}):
+        save_file({"a": torch.zeros(2)}, path, metadata)
+        refused(path, "not a fastlr model")
+
+
+@pytest.mark.parametrize("key", ["format_version", "config", "card"])
+def test_incomplete_header(file, key):
+    rewrite(file, {key: None})
+    refused(file, "not a fastlr model")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "[" * 10**5,
+        '{"config":' * 10**5,
+        '{"format_version": ' + "9" * 10**5 + "}",
+        '{"config": ' + "[" * 500 + "]" * 500 + "}",
+    ],
+    ids=["lists", "objects", "digits", "closed lists"],
+)
+def test_json_bombs(tmp_path, bomb):
+    path = tmp_path / "bomb.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {"fastlr": bomb})
+    refused(path, "not a fastlr model")
+
+
+def test_safetensors_header_bombs(tmp_path):
+    """The container's own header: nested too deep, or said to be larger than any file."""
+    path = tmp_path / "bomb.safetensors"
+    for length, header in ((10**5, b"[" * 10**5), (2**62, b"{}"), (10**8 + 1, b"{}")):
+        path.write_bytes(struct.pack("<Q", length) + header)
+        refused(path, "not a complete safetensors file")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]], ids=repr)
+def test_other_format_version(file, version):
+    rewrite(file, {"format_version": version if version is not None else "none"})
+    refused(file, "format version .*; this fastlr reads version 1")
+
+
+FAULTY_CONFIGS = {
+    "unknown key": ({"colour": 3}, "model.colour: this key is not known"),
+    "unknown kind": ({"kind": "mace"}, "'kind' must be"),
+    "no species": ({"species": []}, "model.species"),
+    "not an element": ({"species": ["H", "Qq"]}, "'Qq' is not a chemical symbol"),
+    "element twice": ({"species": ["H", "H"]}, "listed twice"),
+    "negative radius": ({"r_max": -1.0}, "model.r_max"),
+    "infinite radius": ({"r_max": float("inf")}, "model.r_max"),
+    "infinite range": ({"charge_range": float("inf")}, "model.charge_range"),
+    "no number": ({"energy_scales": {"H": float("nan"), "O": 1.0, "Na": 1.0, "Cl": 1.0}}, "model.energy_scales"),
+    "wrong list": ({"num_features": [4]}, "needs l_max \\+ 1 = 3 entries"),
+    "species without entry": ({"hardness": {"H": 1.0}}, "hardness: needs an entry for each"),
+    "degree": ({"l_max": 40}, "model.l_max"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTY_CONFIGS.values(), ids=FAULTY_CONFIGS.keys())
+def test_invalid_configuration(file, change, message):
+    rewrite(file, {"config": CONFIGS["lr"] | change})
+    refused(file, message)
+
+
+HOSTILE_CONFIGS = {
+    "channels": {"num_features": 4096},
+    "many layers": {"num_layers": 64, "num_charge_layers": 64, "num_features": 512},
+    "charge stack": {"num_charge_layers": 64, "num_features": 2048, "l_max": 4},
+    "last degree": {"num_features": [1, 1, 4096], "num_charge_layers": 64},
+    "one layer": {"num_features": 4096, "reuse_features": False, "radial_width": 1},
+    "type embedding": {"type_embedding_features": 4096, "radial_width": 4096, "l_max": 4, "num_features": 1},
+    "wide self-connection": {"type_embedding_features": 512, "num_features": [1, 512, 512], "num_charge_layers": 9},
+    "radial network": {"radial_depth": 64, "radial_width": 4096},
+    "deep radial network": {"radial_depth": 10**9},
+    "deep readout": {"readout_depth": 10**9},
+    "wide readout": {"readout_depth": 64, "readout_width": 4096},
+    "charge bins": {"charge_encoding": "gaussian", "num_charge_bins": 10**9},
+    "beyond integers": {"num_features": 10**100},
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.parametrize("change", HOSTILE_CONFIGS.values(), ids=HOSTILE_CONFIGS.keys())
+def test_hostile_configuration_fails_fast(file, change):
+    """A small file that promises a huge model: refused before it is built."""
+    rewrite(file, {"config": CONFIGS["lr"] | change})
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    refused(file, "needs at least|model\\.")
+    assert time.monotonic() - start < 2.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # kB
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_honest_models_hold_enough(name):
+    """The lower bound behind that refusal never exceeds what the model holds."""
+    for change in (
+        {},
+        {"num_features": 1},
+        {"num_layers": 3},
+        {"num_layers": 4, "l_max": 2, "num_features": 3},
+        {"radial_depth": 0},
+        {"radial_depth": 3},
+    ):
+        if isinstance(CONFIGS[name]["num_features"], int) or "num_features" not in change:
+            model = small_model(name, **change)
+            held = sum(t.numel() for t in model.state_dict().values())
+            assert checkpoint.least_numbers(model.config) <= held
+
+
+def first_tensor(file) -> str:
+    return next(iter(load_checkpoint(file)[1]))
+
+
+def test_missing_tensor(file):
+    name = first_tensor(file)
+    rewrite(file, tensors={name: None})
+    refused(file, f"tensor '{name}' is missing")
+
+
+def test_extra_tensor(file):
+    rewrite(file, tensors={"stack.extra": torch.zeros(3)})
+    refused(file, "tensor 'stack.extra' is not part of this model")
+
+
+def test_misshapen_tensor(file):
+    name = first_tensor(file)
+    rewrite(file, tensors={name: torch.zeros(2, 2, 2, 2)})
+    refused(file, f"tensor '{name}' has shape \\(2, 2, 2, 2\\), the configuration needs")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor([1.0, torch.nan]),
+        torch.tensor([torch.inf]),
+        torch.tensor([1, 2]),
+        torch.zeros(3).to(torch.float8_e4m3fn),
+    ],
+    ids=["nan", "inf", "integer", "float8"],
+)
+def test_weights_that_are_no_numbers(file, value):
+    rewrite(file, tensors={"extra": value})
+    with pytest.raises(CheckpointError, match="tensor 'extra'"):
+        fastlr.load(file)
+
+
+def test_save_is_atomic(file, monkeypatch):
+    """A failure half-way leaves the old file and nothing else."""
+    before = file.read_bytes()
+
+    def fail_half_way(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail_half_way)
+    model = small_model("nequip")
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(file, model.config, model.state_dict(), {})
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_save_needs_a_folder(tmp_path):
+    model = small_model("nequip")
+    with pytest.raises(Exception, match=r"(?i)no such file"):
+        save_checkpoint(tmp_path / "none" / "model.safetensors", model.config, model.state_dict(), {})
+
+
+def test_loaded_in_another_float_type(file):
+    potential = fastlr.load(file, dtype="float32")
+    assert potential.config.dtype == "float32"
+    assert parse_config(potential.config.model_dump()) == potential.config
+    expected = fastlr.load(file).predict(structures.water()).energy
+    assert potential.predict(structures.water()).energy == pytest.approx(expected, rel=1e-6)
