@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, few threads, small models and structures, no GPU tests without a GPU."""
+"""What every test shares: fixed seeds, one thread, small models and structures, no GPU tests without a GPU."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from reference import structures
 from reference.models import MODELS, small_model
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 
 def pytest_collection_modifyitems(items):
