@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .history import read_rows
+
 UNITS = {
     "energy": ("energy", "eV/atom", "meV/atom"),
     "forces": ("force", "eV/Å", "meV/Å"),
@@ -15,8 +17,6 @@ UNITS = {
 
 def plot_learning_curve(metrics: Path, picture: Path) -> None:
     """Losses and validation errors against epochs, both on log scales."""
-    from .recorder import read_rows
-
     rows = read_rows(metrics)
     if not rows:
         return

@@ -1,6 +1,5 @@
 """After each epoch: a line of metrics, checkpoints, the exported model, and whether to go on."""
 
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -11,21 +10,11 @@ import lightning.pytorch as pl
 from fastlr.errors import NonFiniteError
 
 from .config import TrainConfig
-from .metrics import UNITS
+from .history import append_row, keep_rows
 from .plots import plot_learning_curve
 from .progress import Progress
 
 DRAW_EVERY = 60.0  # seconds between two drawings of the learning curve
-
-COLUMNS = [
-    "epoch",
-    "step",
-    "learning_rate",
-    "train_loss",
-    "validation_loss",
-    *(f"{name}_{kind} ({unit})" for name, unit in UNITS.items() for kind in ("mae", "rmse")),
-    "seconds",
-]
 
 
 class Recorder(pl.Callback):
@@ -121,26 +110,3 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     trainer.save_checkpoint(partial)
     if trainer.is_global_zero:
         partial.replace(path)
-
-
-def append_row(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if new:
-            writer.writeheader()
-        writer.writerow({key: f"{value:.8g}" if isinstance(value, float) else value for key, value in row.items()})
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of metrics.csv; what is empty is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def keep_rows(path: Path, epochs: int) -> None:
-    """Drop the rows after the first ``epochs`` epochs: those that a resumed run repeats."""
-    if not path.exists():
-        return
-    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epochs), encoding="utf-8")

@@ -16,7 +16,7 @@ from fastlr.errors import NonFiniteError
 from fastlr.train import train
 from fastlr.train.data import make_samples, read_frames
 from fastlr.train.module import TrainingModule
-from fastlr.train.recorder import read_rows
+from fastlr.train.history import read_rows
 
 
 def rows(output):
