@@ -15,8 +15,8 @@ from fastlr.checkpoint import load_checkpoint, read_header
 from fastlr.errors import NonFiniteError
 from fastlr.train import train
 from fastlr.train.data import make_samples, read_frames
-from fastlr.train.module import TrainingModule
 from fastlr.train.history import read_rows
+from fastlr.train.module import TrainingModule
 
 
 def rows(output):
