@@ -86,7 +86,7 @@ class NequIPLRConfig(NequIPConfig):
     num_charge_bins: Annotated[int, Field(ge=2, le=4096)] = 16  # Gaussian encoding
     charge_range: PositiveFloat = 2.0  # e; Gaussian bins span minus to plus this
     site_energy: bool = True  # whether chi q + J q^2 / 2 counts towards the energy
-    hardness: PositiveFloat | dict[str, PositiveFloat] = 8.0  # eV/e^2, where training starts
+    hardness: PositiveFloat | dict[str, PositiveFloat] = 20.0  # eV/e^2, where training starts
     electronegativity_shifts: float | dict[str, float] = 0.0  # eV/e, where training starts
     gaussian_widths: PositiveFloat | dict[str, PositiveFloat] | None = None  # Å; default: covalent radii
     ewald_accuracy: Annotated[float, Field(gt=0.0, lt=1e-2)] = 1e-10

@@ -25,15 +25,15 @@ class ChargeEquilibration(nn.Module):
 
     def __init__(self, hardness: list[float], widths: list[float], operations: Operations):
         super().__init__()
-        hardness = torch.tensor(hardness, dtype=torch.float64)
-        self.raw_hardness = nn.Parameter(hardness + torch.log(-torch.expm1(-hardness)))  # inverse of softplus
+        # its logarithm is learned, so that J stays positive and changes at the same relative rate for all species
+        self.log_hardness = nn.Parameter(torch.tensor(hardness, dtype=torch.float64).log())
         self.register_buffer("widths", torch.tensor(widths, dtype=torch.float64))
         self.operations = operations
 
     @property
     def hardness(self) -> Tensor:
         """(species,) J in eV/e^2, positive."""
-        return torch.nn.functional.softplus(self.raw_hardness)
+        return self.log_hardness.exp()
 
     def coulomb_matrix(self, graph: Graph) -> Tensor:
         """(B, n, n) Coulomb matrix A in 1/Å, n the size of the largest structure."""
