@@ -32,6 +32,9 @@ def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torc
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
+        umask = os.umask(0)  # safetensors makes the file private; a model is a file like any other
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ import torch
 from .graph import Graph
 from .nn.interaction import InteractionLayer
 
+WORKSPACE = 8 * 2**20  # bytes that libraries keep for themselves, whatever the structure
+
 
 def available_bytes(device: torch.device) -> int:
     """Free memory of the device, in bytes."""
@@ -53,4 +55,4 @@ class MemoryModel:
         nodes, edges, pairs = (sum(column) for column in list(zip(*counts, strict=True))[:3])
         largest, waves = max(c[3] for c in counts), max(c[4] for c in counts)
         dense = len(counts) * largest * (8 * largest + 6 * waves)
-        return edges * self.per_edge + nodes * self.per_node + 8 * (10 * pairs + dense)
+        return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * (10 * pairs + dense)
