@@ -7,20 +7,22 @@ distribution.
 
 import argparse
 import json
+import os
+import platform
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms, units
+import torch
+from ase import Atoms
 from ase.build import molecule
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
-from ase.md.verlet import VelocityVerlet
+from ase.md.velocitydistribution import Stationary
 from ase.optimize import FIRE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import fastlr
+from fastlr.simulation.dynamics import MDSettings, run_md
 
 START = Path(__file__).parent / "data" / "salt-water.extxyz"
 
@@ -50,36 +52,30 @@ def prepare(potential, args) -> None:
     atoms = build_box(64, 2, 1.02, args.seed)
     atoms.calc = potential.calculator()
     FIRE(atoms, logfile=None).run(fmax=1.0, steps=100)
-    rng = np.random.default_rng(args.seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=450, rng=rng)
-    for temperature, steps in ((450, args.equilibration // 3), (args.temperature, args.equilibration)):
-        dynamics = Langevin(
-            atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng, fixcm=True
-        )
-        with progress(f"{temperature:.0f} K", steps) as advance:
-            dynamics.attach(advance)
-            dynamics.run(steps)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for temperature, steps in ((450.0, args.equilibration // 3), (args.temperature, args.equilibration)):
+        settings = MDSettings(steps, ensemble="nvt", temperature=temperature, friction=0.02, seed=args.seed)
+        dynamics(atoms, potential, settings, output / "prepare.extxyz", f"{temperature:.0f} K")
     Stationary(atoms)
-    START.parent.mkdir(exist_ok=True)
     write(START, atoms, columns=["symbols", "positions", "momenta"], write_results=False)
     print(f"wrote {START}")
 
 
-class progress:
-    """A progress bar that is advanced once a step."""
-
-    def __init__(self, label: str, total: int):
-        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar, self.label, self.total = Progress(*columns), label, total
-
-    def __enter__(self):
-        self.bar.start()
-        # an ASE observer is called before the first step too
-        task = self.bar.add_task(self.label, total=self.total, completed=-1)
-        return lambda: self.bar.advance(task)
-
-    def __exit__(self, *_):
-        self.bar.stop()
+def dynamics(atoms: Atoms, potential, settings: MDSettings, output: Path, label: str) -> float:
+    """Run with a progress bar; returns the seconds it took."""
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(label, total=settings.steps)
+        report = run_md(
+            atoms,
+            potential,
+            settings,
+            output,
+            overwrite=True,
+            on_step=lambda status: bar.update(task, completed=status.step),
+        )
+    return report.seconds
 
 
 def radial_distribution(frames: list[Atoms], symbol: str, num_bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -143,63 +139,36 @@ def run(potential, args) -> dict:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     atoms = read(START)
-    atoms.calc = potential.calculator()
     print(potential.report())
     print(f"{atoms.get_chemical_formula()} in a cell of {atoms.cell.lengths()[0]:.2f} Å")
-    rng = np.random.default_rng(args.seed)
-    if not atoms.has("momenta"):
-        MaxwellBoltzmannDistribution(atoms, temperature_K=args.temperature, rng=rng)
-    began = time.perf_counter()
-    langevin = Langevin(
-        atoms, 0.5 * units.fs, temperature_K=args.temperature, friction=0.01 / units.fs, rng=rng, fixcm=True
-    )
-    with progress("equilibration", args.equilibration) as advance:
-        langevin.attach(advance)
-        langevin.run(args.equilibration)
+    warm = MDSettings(args.equilibration, ensemble="nvt", temperature=args.temperature, seed=args.seed)
+    seconds = dynamics(atoms, potential, warm, output / "equilibration.extxyz", "equilibration")
     Stationary(atoms)
+    trajectory = output / "trajectory.extxyz"
+    seconds += dynamics(atoms, potential, MDSettings(args.steps, interval=args.interval), trajectory, "NVE")
 
-    times, energies, temperatures, frames = [], [], [], []
-    partial, trajectory = output / "trajectory.partial.extxyz", output / "trajectory.extxyz"
-    partial.unlink(missing_ok=True)
-
-    def record():
-        times.append(verlet.get_time() / units.fs / 1000)
-        energies.append(atoms.get_total_energy())
-        temperatures.append(atoms.get_temperature())
-
-    def keep():
-        frame = atoms.copy()
-        frame.calc = SinglePointCalculator(frame, **atoms.calc.results)
-        frames.append(frame)
-        write(partial, frame, append=True)
-
-    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
-    with progress("NVE", args.steps) as advance:
-        verlet.attach(record)
-        verlet.attach(keep, interval=args.interval)
-        verlet.attach(advance)
-        verlet.run(args.steps)
-    seconds = time.perf_counter() - began
-    partial.replace(trajectory)
-
-    times, energies = np.array(times), np.array(energies)
-    drift = np.polyfit(times, energies / len(atoms) * 1000, 1)[0] if len(times) > 1 else 0.0
+    log = np.genfromtxt(trajectory.with_suffix(".csv"), delimiter=",", names=True)
+    times, energies, n = log["time_fs"] / 1000, log["total_eV"], len(atoms)
+    drift = np.polyfit(times, energies / n * 1000, 1)[0]
     rate = (args.steps + args.equilibration) / seconds
     summary = {
-        "atoms": len(atoms),
+        "model": args.model,
+        "atoms": n,
         "steps": args.steps,
         "equilibration_steps": args.equilibration,
         "timestep_fs": 0.5,
         "drift_meV_per_atom_per_ps": float(drift),
-        "mean_temperature_K": float(np.mean(temperatures)),
+        "energy_deviation_rms_meV_per_atom": float(np.std(energies) / n * 1000),
+        "mean_temperature_K": float(np.mean(log["temperature_K"])),
         "steps_per_second": rate,
         "ns_per_day": rate * 0.5e-6 * 86400,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
     }
     title = (
-        f"{atoms.get_chemical_formula()}, {args.model}: {times[-1]:.2f} ps at {summary['mean_temperature_K']:.0f} K, "
-        f"{rate:.1f} steps/s"
+        f"{atoms.get_chemical_formula()}, {Path(args.model).stem}: {times[-1]:.2f} ps at "
+        f"{summary['mean_temperature_K']:.0f} K, {rate:.1f} steps/s"
     )
-    draw(output / "salt-water.png", times, energies, drift, frames, title)
+    draw(output / "salt-water.png", times, energies, drift, read(trajectory, ":"), title)
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(f"energy drift {drift:+.3f} meV/atom/ps over {times[-1]:.2f} ps, {rate:.1f} steps/s")
     print(f"wrote {trajectory}, {output / 'salt-water.png'} and {output / 'summary.json'}")
@@ -210,16 +179,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="aqueous-xtb", help="bundled model or model file")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--steps", type=int, default=600, help="NVE steps of 0.5 fs")
-    parser.add_argument("--equilibration", type=int, default=200, help="Langevin steps of 0.5 fs")
+    parser.add_argument("--steps", type=int, default=1000, help="NVE steps of 0.5 fs")
+    parser.add_argument("--equilibration", type=int, default=300, help="Langevin steps of 0.5 fs")
     parser.add_argument("--interval", type=int, default=5, help="steps between frames")
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="outputs/salt-water")
     parser.add_argument("--prepare", action="store_true", help="make the starting box again, then stop")
     args = parser.parse_args()
-
-    import fastlr
 
     try:
         potential = fastlr.load(args.model, backend=args.backend)
