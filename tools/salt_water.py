@@ -122,8 +122,9 @@ def draw(path: Path, times, energies, drift, frames: list[Atoms], title: str) ->
             alpha=0.8,
             label=f"{symbol}  {charges.mean():+.2f} ± {charges.std():.2f} e",
         )
-    middle.set(xlabel="charge (e)", ylabel="fraction of atoms", title="Charges by species")
-    middle.legend(frameon=False, loc="upper center")
+    middle.set(xlabel="charge (e)", ylabel="fraction of atoms", title="Charges by species", xlim=(-1.1, 1.1))
+    middle.set_ylim(top=1.45 * middle.get_ylim()[1])  # room for the legend
+    middle.legend(frameon=False, loc="upper center", ncols=2)
 
     r, g = radial_distribution(frames, "O")
     right.plot(r, g, color="tab:red")
@@ -175,7 +176,7 @@ def run(potential, args) -> dict:
     return summary
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="aqueous-xtb", help="bundled model or model file")
     parser.add_argument("--backend", default="auto")
@@ -186,7 +187,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="outputs/salt-water")
     parser.add_argument("--prepare", action="store_true", help="make the starting box again, then stop")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     try:
         potential = fastlr.load(args.model, backend=args.backend)
