@@ -7,7 +7,7 @@ from torch import Tensor
 from fastlr.models.derivatives import evaluate
 
 from .config import LossConfig
-from .data import Batches, Sample, batch_order
+from .data import Batch, Batches, Sample, batch_order
 from .loss import QUANTITIES, penalty, residuals
 
 UNITS = {
@@ -61,7 +61,7 @@ def evaluate_set(
 
     Returns:
         {"structures", "loss", "overall": table, "families": {family: table}} and, for each quantity, the labels and
-        the predictions (flat arrays; energies per atom).
+        the predictions (flat arrays; energies per atom, less the model's reference energies of the species).
     """
     device = next(model.parameters()).device
     overall, families = Errors(loss), {}
@@ -80,8 +80,8 @@ def evaluate_set(
             families.setdefault(family, Errors(loss)).add(found)
             for name, r in found.items():
                 rows, values = batch.targets[name]
-                if name == "energy":
-                    values = values / (batch.num_atoms if rows is None else batch.num_atoms[rows])
+                if name == "energy":  # of the structure, not of its composition, which would hide everything else
+                    values = (values - select(composition_energies(model, batch), rows)) / select(batch.num_atoms, rows)
                 values = values.cpu()
                 pairs.setdefault(name, []).append((values.flatten().numpy(), (values + r).flatten().numpy()))
     report = {"structures": len(samples), "loss": overall.total_loss(), "overall": overall.table()}
@@ -90,3 +90,13 @@ def evaluate_set(
     return report, {
         name: tuple(np.concatenate(side) for side in zip(*parts, strict=True)) for name, parts in pairs.items()
     }
+
+
+def composition_energies(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """(B,) eV: sum of the reference energies of the species."""
+    shifts = torch.tensor(model.config.of_species(model.config.energy_shifts), dtype=torch.float64)
+    return batch.graph.sum_nodes(shifts.to(batch.graph.species.device)[batch.graph.species])
+
+
+def select(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values[rows]

@@ -58,6 +58,8 @@ def plot_parity(pairs: dict[str, tuple[np.ndarray, np.ndarray]], picture: Path, 
         step = max(1, len(reference) // 20000)
         axes.plot(reference[::step], predicted[::step], ".", ms=2.5, alpha=0.4, rasterized=True)
         mae = 1e3 * np.abs(predicted - reference).mean()
+        if name == "energy":
+            label = "energy less that of the composition"
         axes.set(xlabel=f"reference {label} ({unit})", ylabel=f"predicted {label} ({unit})", xlim=ends, ylim=ends)
         axes.set_title(f"MAE {mae:.3g} {small}", fontsize=10)
         axes.set_aspect("equal")
