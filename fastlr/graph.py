@@ -320,6 +320,8 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     # one integer a directed edge orders them by destination, source and shift; so does the reverse edge's
     reach = int(np.abs(shift).max(initial=0))
     base = 2 * reach + 1
+    if float(n) ** 2 * float(base) ** 3 > 2.0**62:
+        raise InputError(f"{name}: atoms lie up to {reach} cells apart; wrap them into the cell first (atoms.wrap())")
     forward, backward = (
         ((a * n + b) * base**3 + ((s[:, 0] + reach) * base + s[:, 1] + reach) * base + s[:, 2] + reach)
         for a, b, s in ((i, j, shift), (j, i, -shift))

@@ -275,3 +275,8 @@ class TestFaults:
     @pytest.mark.parametrize("make", structures.PARTLY_PERIODIC.values(), ids=structures.PARTLY_PERIODIC.keys())
     def test_partly_periodic_with_charges(self, make):
         self.refused(make(), "the Coulomb sum of this model serves", COULOMB)
+
+    def test_atoms_out_of_all_bounds(self):
+        atoms = structures.salt()
+        atoms.positions[1] += 1e6 * atoms.cell.array.sum(axis=0)
+        self.refused(atoms, "cells apart; wrap them")

@@ -15,49 +15,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
-from ase.build import molecule
 from ase.io import read, write
 from ase.md.velocitydistribution import Stationary
-from ase.optimize import FIRE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastlr
 from fastlr.simulation.dynamics import MDSettings, run_md
 
-START = Path(__file__).parent / "data" / "salt-water.extxyz"
-
-
-def build_box(num_waters: int, num_pairs: int, density: float, seed: int) -> Atoms:
-    """Waters and Na+ Cl- pairs on a jittered cubic lattice, randomly oriented; density in g/cm^3."""
-    rng = np.random.default_rng(seed)
-    mass = num_waters * 18.015 + num_pairs * (22.990 + 35.453)
-    length = (mass / (density * 0.602214)) ** (1 / 3)
-    sites = int(np.ceil((num_waters + 2 * num_pairs) ** (1 / 3)))
-    grid = (np.stack(np.meshgrid(*[np.arange(sites)] * 3), axis=-1).reshape(-1, 3) + 0.5) * length / sites
-    grid = rng.permutation(grid)[: num_waters + 2 * num_pairs]
-    box = Atoms(cell=[length] * 3, pbc=True)
-    for k, site in enumerate(grid):
-        if k < 2 * num_pairs:
-            unit = Atoms(["Na", "Cl"][k % 2], positions=[site])
-        else:
-            unit = molecule("H2O")
-            unit.rotate(rng.uniform(0, 360), rng.normal(size=3))
-            unit.positions += site - unit.positions[0]
-        box += unit
-    return box
+DATA = Path(__file__).parent / "data" / "aqueous-xtb"
+START = DATA.parent / "salt-water.extxyz"
 
 
 def prepare(potential, args) -> None:
-    """Make the starting box: lattice, short relaxation, melt at 450 K, then the temperature asked for."""
-    atoms = build_box(64, 2, 1.02, args.seed)
-    atoms.calc = potential.calculator()
-    FIRE(atoms, logfile=None).run(fmax=1.0, steps=100)
+    """Make the starting box: the largest structure of the test set, brought to the temperature asked for."""
+    atoms = max(read(DATA / "test.extxyz.xz", ":"), key=len)
+    atoms = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    for temperature, steps in ((450.0, args.equilibration // 3), (args.temperature, args.equilibration)):
-        settings = MDSettings(steps, ensemble="nvt", temperature=temperature, friction=0.02, seed=args.seed)
-        dynamics(atoms, potential, settings, output / "prepare.extxyz", f"{temperature:.0f} K")
+    settings = MDSettings(args.equilibration, ensemble="nvt", temperature=args.temperature, seed=args.seed)
+    dynamics(atoms, potential, settings, output / "prepare.extxyz", "preparation")
     Stationary(atoms)
+    atoms.wrap()
     write(START, atoms, columns=["symbols", "positions", "momenta"], write_results=False)
     print(f"wrote {START}")
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from ase.io import read
 
-import fastlr
-
 TOOL = Path(__file__).parents[2] / "tools" / "salt_water.py"
 
 
@@ -75,10 +73,3 @@ def test_radial_distribution_of_an_ideal_gas_is_one(demo):
     r, g = demo.radial_distribution(frames, "O")
     assert r[-1] < 6.0
     assert abs(g[r > 2].mean() - 1) < 0.02
-
-
-def test_built_box_has_the_density(demo):
-    box = demo.build_box(64, 2, 1.02, seed=3)
-    assert len(box) == 196
-    assert box.get_masses().sum() / (box.get_volume() * 0.602214) == pytest.approx(1.02, rel=1e-3)
-    assert fastlr.Graph.single(box, ["H", "O", "Na", "Cl"], 4.0).num_edges > 0
