@@ -83,10 +83,11 @@ CARD_TEXT = """
 - `proton-box`: periodic cells of one H3O+ and Cl-, or one OH- and Na+, with 7 to 15 waters.
 - `large-box`: 48 and 64 waters with two NaCl, only in the test split.
 
-Except for `scaled`, `pair-scan` and pure NaCl, frames come from Langevin dynamics with the labelling method (1 fs steps, hydrogen
-of 2 amu), started from packings that a classical water model equilibrated. Clusters were kept together by a weak wall,
-which is not part of the labels. Frames were discarded when the SCF failed, when a value was not finite, when a force
-exceeded 25 eV/Å, and outside the proton, scaled and scan families when an O-H bond was longer than 1.5 Å.
+Except for `scaled`, `pair-scan` and pure NaCl, frames come from Langevin dynamics with the labelling method (1 fs
+steps, hydrogen of 2 amu), started from packings that a classical water model equilibrated. Clusters were kept
+together by a weak wall, which is not part of the labels. Frames were discarded when the SCF failed, when a value was
+not finite, when a force exceeded 25 eV/Å, and outside the proton, scaled and scan families when an O-H bond was
+longer than 1.5 Å.
 
 ## Columns and units
 
