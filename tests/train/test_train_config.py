@@ -74,3 +74,10 @@ def test_refusals_before_training(tmp_path):
         train(config, tmp_path / "out")
     with pytest.raises(ConfigError, match="no run to resume"):
         train(config, tmp_path / "out", resume=True)
+
+
+def test_examples_for_readers_are_valid():
+    root = Path(__file__).parents[2]
+    example = (root / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    assert read_config(yaml.safe_load(example)).loss.charges == 10
+    assert read_config(root / "fastlr" / "pretrained" / "aqueous-xtb.yaml").model["species"] == ["H", "O", "Na", "Cl"]
