@@ -98,6 +98,7 @@ class TrainingConfig(Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # decay a step of the averaged weights
     gradient_clip: PositiveFloat | None = 10.0  # norm
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    start_from: str | None = None  # model file to go on from, with its configuration; relative to this file
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_workers: Annotated[int, Field(ge=0)] = 0
@@ -149,7 +150,10 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
         if parsed.loss.weights[key] and not charged:
             raise ConfigError(f"loss.{key}: model.kind 'nequip' predicts no charges; use 'nequip-lr' or weight 0")
     files = {key: [str(base / Path(file).expanduser()) for file in getattr(parsed.data, key)] for key in _FILES}
-    return parsed.model_copy(update={"data": DataConfig(**files)})
+    training = parsed.training
+    if training.start_from is not None:
+        training = training.model_copy(update={"start_from": str(base / Path(training.start_from).expanduser())})
+    return parsed.model_copy(update={"data": DataConfig(**files), "training": training})
 
 
 _FILES = ("train", "validation", "test")

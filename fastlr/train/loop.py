@@ -66,6 +66,7 @@ def train(
     progress = Progress(console if not launched else None, settings.training.max_epochs)
     with StopRequest() as stop, progress, warnings.catch_warnings():
         _silence_lightning()
+        settings, weights = _starting_model(settings)
         samples, model_config = _load(settings, progress)
         settings = settings.model_copy(update={"model": model_config.model_dump()})
         output.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,8 @@ def train(
 
         pl.seed_everything(settings.training.seed, verbose=False)
         model = build_model(model_config)
+        if weights is not None:
+            load_state(model, weights, settings.training.start_from)
         progress.say(
             f"{model_config.kind}, {sum(p.numel() for p in model.parameters())} parameters, "
             + ", ".join(f"{len(samples[name])} {name}" for name in SETS if samples[name])
@@ -122,6 +125,23 @@ def _as_started(settings: TrainConfig, output: Path) -> TrainConfig:
         if value != AUTO and started.get(key) != value:
             raise ConfigError(f"model.{key}: is {value!r}, but the run to resume was started with {started.get(key)!r}")
     return settings.model_copy(update={"model": started})
+
+
+def _starting_model(settings: TrainConfig) -> tuple[TrainConfig, dict | None]:
+    """The configuration with the model of ``training.start_from``, and its weights; None for a fresh start.
+
+    Raises:
+        ConfigError: the model section asks for another model than that file holds; the message names the key.
+    """
+    path = settings.training.start_from
+    if path is None:
+        return settings, None
+    config, weights, _ = load_checkpoint(path)
+    held = config.model_dump()
+    for key, value in settings.model.items():
+        if value != AUTO and held.get(key) != value:
+            raise ConfigError(f"model.{key}: is {value!r}, but the model in training.start_from has {held.get(key)!r}")
+    return settings.model_copy(update={"model": held}), weights
 
 
 def _load(settings: TrainConfig, progress: Progress) -> tuple[dict[str, list[Sample]], ModelConfig]:

@@ -12,7 +12,7 @@ from train_toy import write_run
 
 import fastlr
 from fastlr.checkpoint import load_checkpoint, read_header
-from fastlr.errors import NonFiniteError
+from fastlr.errors import ConfigError, NonFiniteError
 from fastlr.train import train
 from fastlr.train.data import make_samples, read_frames
 from fastlr.train.history import read_rows
@@ -157,3 +157,17 @@ def test_a_loss_that_is_not_finite_stops_at_once(tmp_path, monkeypatch):
     assert len(calls) == 5
     assert torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["epoch"] == 0
     fastlr.load(tmp_path / "out" / "model.safetensors", backend="reference", device="cpu")
+
+
+def test_going_on_from_a_model(finished, tmp_path):
+    """The first step starts at the finished model's weights, with its configuration."""
+    directory, config = finished
+    start = directory / "out" / "model.safetensors"
+    slow = ["training.learning_rate=1e-12", "training.max_epochs=1", f"training.start_from={start}"]
+    path = train(config, tmp_path / "out", overrides=slow)
+    before, after = load_checkpoint(start), load_checkpoint(path)
+    assert after[0] == before[0]
+    for name, value in before[1].items():
+        torch.testing.assert_close(after[1][name], value, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"model\.r_max: is 2\.5, but the model in training\.start_from"):
+        train(config, tmp_path / "other", overrides=[*slow, "model.r_max=2.5"])
