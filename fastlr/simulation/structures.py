@@ -13,6 +13,7 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
+from fastlr.compression import uncompressed
 from fastlr.errors import InputError
 
 # What files carry of a calculator's results.
@@ -39,7 +40,8 @@ def read_structures(path: str | Path, index: str = ":") -> list[Atoms]:
     selection = _parse_index(index)
     try:
         # "@" may stand in a file name: the index is given here
-        found = ase.io.read(path, index=selection, do_not_split_by_at_sign=True)
+        with uncompressed(path) as plain:
+            found = ase.io.read(plain, index=selection, do_not_split_by_at_sign=True)
     except (IndexError, StopIteration):
         found = []
     except Exception as error:  # ASE's readers raise whatever their parsing trips over

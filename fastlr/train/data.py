@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
+from fastlr.compression import uncompressed
 from fastlr.errors import ConfigError, InputError
 from fastlr.graph import Graph
 from fastlr.models import ModelConfig
@@ -79,7 +80,8 @@ def read_frames(paths: list[str], key: str) -> list[Frame]:
         if not Path(path).is_file():
             raise ConfigError(f"data.{key}: there is no file {path}")
         try:
-            structures = ase.io.read(path, index=":")
+            with uncompressed(path) as plain:
+                structures = ase.io.read(plain, index=":")
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
         except Exception as error:  # ASE's readers raise whatever they stumble over
