@@ -40,6 +40,10 @@ def _cuequivariance_obstacle(device: torch.device, dtype: torch.dtype) -> str | 
     return None
 
 
+def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if device.type == "cpu" else "its kernels run on CPUs only"
+
+
 def _not_yet(device: torch.device, dtype: torch.dtype) -> str | None:
     return "this version has no kernels for it"
 
@@ -63,7 +67,7 @@ BACKENDS = {
             _cuequivariance_obstacle,
         ),
         Backend("triton", {}, _not_yet),
-        Backend("cpu", {}, _not_yet),
+        Backend("cpu", {"tensor_product": "fastlr.backends:_fused_tensor_product"}, _cpu_obstacle),
     )
 }
 
@@ -75,6 +79,12 @@ def _reference_tensor_product(program, device, dtype):
     from fastlr.kernels.tensor_product.naive import NaiveConvolution
 
     return NaiveConvolution(program).to(device)
+
+
+def _fused_tensor_product(program, device, dtype):
+    from fastlr.kernels.tensor_product.op import FusedConvolution
+
+    return FusedConvolution(program)
 
 
 def _cuequivariance_tensor_product(program, device, dtype):

@@ -21,6 +21,7 @@ from ase.geometry import complete_cell
 from torch import Tensor
 
 from .errors import InputError
+from .kernels.adjacency import Adjacency
 from .kernels.ewald.tables import coulomb_tables
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
@@ -90,6 +91,12 @@ class Graph:
     @property
     def num_structures(self) -> int:
         return self.cell.shape[0]
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The edges as the kernels want them. The reverses of the edges into a node are the edges out of it."""
+        identity = torch.arange(self.num_edges, device=self.batch.device)
+        return Adjacency(*self.edge_index, self.row_ptr, identity, self.row_ptr, self.reverse_edge)
 
     @property
     def slot(self) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from .backends import Operations, resolve
 from .errors import BackendError
+from .kernels.adjacency import Adjacency
 from .kernels.tensor_product.program import Program
 from .nn.interaction import InteractionLayer
 
@@ -37,7 +38,7 @@ def tensor_product_error(convolution: torch.nn.Module, program: Program, device,
     generator = torch.Generator().manual_seed(0)
     num_nodes, num_edges = 5, 17
     edge_index = torch.randint(num_nodes, (2, num_edges), generator=generator)
-    edge_index = edge_index[:, torch.argsort(edge_index[0], stable=True)]
+    edges = Adjacency.from_edges(edge_index, num_nodes)
     inputs = [
         torch.randn(rows, columns, generator=generator).to(dtype)
         for rows, columns in (
@@ -50,7 +51,7 @@ def tensor_product_error(convolution: torch.nn.Module, program: Program, device,
 
     def values_and_gradients(function, device, dtype):
         leaves = [x.to(device, dtype).requires_grad_(True) for x in inputs]
-        z = function(*leaves, edge_index.to(device))
+        z = function(*leaves, edges.to(device))
         return [z, *torch.autograd.grad(z, leaves, probe.to(device, dtype))]
 
     active = values_and_gradients(convolution, device, dtype)

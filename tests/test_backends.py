@@ -97,8 +97,8 @@ class _WrongValues(NaiveConvolution):
 class _WrongGradient(NaiveConvolution):
     """The right values, but no gradient for the weights."""
 
-    def forward(self, x, y, weights, edge_index):
-        return super().forward(x, y, weights.detach() + 0.0 * weights, edge_index)
+    def forward(self, x, y, weights, edges):
+        return super().forward(x, y, weights.detach() + 0.0 * weights, edges)
 
 
 class _NotFinite(NaiveConvolution):

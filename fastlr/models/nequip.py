@@ -43,9 +43,9 @@ class InteractionStack(nn.Module):
         self.register_buffer("norm", neighbours.rsqrt()[:, None].to(config.torch_dtype))
 
     def forward(self, x: Tensor, attributes: Tensor, angular: Tensor, radial: Tensor, graph: Graph) -> Tensor:
-        norm = self.norm.index_select(0, graph.species)
+        norm, edges = self.norm.index_select(0, graph.species), graph.adjacency
         for layer in self.layers:
-            x = layer(x, attributes, angular, radial, graph.edge_index, norm)
+            x = layer(x, attributes, angular, radial, edges, norm)
         return x
 
 

@@ -5,6 +5,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
+from fastlr.kernels.adjacency import Adjacency
 from fastlr.kernels.tensor_product.program import Program
 
 from .gate import Gate
@@ -51,7 +52,7 @@ class InteractionLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, attributes: Tensor, angular: Tensor, radial: Tensor, edge_index: Tensor, norm: Tensor
+        self, x: Tensor, attributes: Tensor, angular: Tensor, radial: Tensor, edges: Adjacency, norm: Tensor
     ) -> Tensor:
         """One layer.
 
@@ -60,10 +61,10 @@ class InteractionLayer(nn.Module):
             attributes: (N, num_attributes).
             angular: (E, irreps_edge.dim).
             radial: (E, num_bessels), zero at the cutoff.
-            edge_index: (2, E) destination and source.
+            edges: the graph.
             norm: (N, 1) or (1, 1), 1 / sqrt(average number of neighbours) of the source atoms.
         """
-        z = self.convolution(self.linear_1(x) * norm, angular, self.radial_network(radial), edge_index)
+        z = self.convolution(self.linear_1(x) * norm, angular, self.radial_network(radial), edges)
         z = self.linear_2(z)
         if self.self_connection is not None:
             z = z + self.self_connection(x, attributes)

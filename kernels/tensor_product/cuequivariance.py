@@ -6,6 +6,7 @@ On CUDA devices it runs their fused kernels; elsewhere cuEquivariance's own PyTo
 import torch
 from torch import Tensor, nn
 
+from ..adjacency import Adjacency
 from .program import Program, coupling
 
 
@@ -42,9 +43,9 @@ class CuEquivarianceConvolution(nn.Module):
         order = torch.argsort(torch.cat(columns)) if columns else torch.zeros(0, dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
 
-    def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """See ``NaiveConvolution.forward``."""
-        destination, source = edge_index[0], edge_index[1]
+        destination, source = edges.destination, edges.source
         if not self.program.paths or edge_attributes.shape[0] == 0:
             return x.new_zeros(x.shape[0], self.program.irreps_out.dim)
         shape = x.new_zeros(x.shape[0], self.order.shape[0])  # tells cuEquivariance the number of output rows

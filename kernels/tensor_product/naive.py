@@ -6,6 +6,7 @@ z[i, k, u] = sum_{e -> i} w[e, u] sum_{m1, m2} C[m1, m2, k] x[src(e), m1, u] Y[e
 import torch
 from torch import Tensor, nn
 
+from ..adjacency import Adjacency
 from .program import Program, coupling
 
 
@@ -39,19 +40,19 @@ class NaiveConvolution(nn.Module):
         order = torch.argsort(torch.cat(columns)) if columns else torch.zeros(0, dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
 
-    def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """Convolve.
 
         Args:
             x: (N, irreps_in.dim) node features.
             edge_attributes: (E, irreps_edge.dim).
             weights: (E, weight_numel).
-            edge_index: (2, E) destination and source of each edge.
+            edges: the graph.
 
         Returns:
             (N, irreps_out.dim).
         """
-        destination, source = edge_index[0], edge_index[1]
+        destination, source = edges.destination, edges.source
         num_nodes, num_edges = x.shape[0], edge_attributes.shape[0]
         if not self.groups:
             return x.new_zeros(num_nodes, 0)

@@ -1,6 +1,7 @@
 """What a tensor-product convolution computes, as data: its paths and their coefficients.
 
-Every implementation is made from a ``Program``, so that the mathematics is written down once. Layouts:
+Every implementation is made from a ``Program``, so that the mathematics is written down once; the generators of
+kernels work on its ``contractions``. Layouts:
 
     x  (N, sum_i dim_i * mul_i)   node features, blocks of (2l+1, mul): component-major, channel last
     Y  (E, sum_j dim_j)           edge attributes, one channel each
@@ -8,9 +9,11 @@ Every implementation is made from a ``Program``, so that the mathematics is writ
     z  (N, sum_k dim_k * mul_k)   output, blocks of (2l+1, total mul); paths into one irrep lie side by side
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from e3nn.o3 import Irreps, wigner_3j
@@ -37,6 +40,45 @@ class Path:
     l3: int
     mul: int
     channel3: int  # first channel of this path within the output block
+
+
+class Cost(NamedTuple):
+    """Floating-point operations and floats of memory traffic an edge.
+
+    The matrices M(Y), which do not depend on the channel, are not counted; ``backward`` is for all three gradients.
+    """
+
+    forward: int
+    backward: int
+    streamed: int  # read once from memory: w and Y
+    gathered: int  # read once for each edge, mostly from a cache: x
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a path finds its components in a row of x or z: component m starts at ``start + m * stride``."""
+
+    start: int
+    stride: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A path as a kernel does it: with the matrix M(Y) it makes of the edge attributes, target += w * (M source).
+
+    Attributes:
+        source, target: where in x and z (or, transposed, in z and x).
+        mul: number of channels.
+        weight: the first of its ``mul`` weights in a row of w.
+        matrix: (target component, source component) -> ((index into Y, coefficient), ...).
+    """
+
+    source: Block
+    target: Block
+    mul: int
+    weight: int
+    matrix: dict[tuple[int, int], tuple[tuple[int, float], ...]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +135,55 @@ class Program:
         """Number of weights an edge."""
         return sum(path.mul for path in self.paths)
 
-    def __str__(self) -> str:
-        lines = [f"{self.irreps_in} x {self.irreps_edge} -> {self.irreps_out}, {self.weight_numel} weights an edge"]
+    def contractions(self, transposed: bool = False) -> tuple[Contraction, ...]:
+        """The paths with literal coefficients, from x to z or (``transposed``) from z to x."""
+        return self._contractions[transposed]
+
+    @cached_property
+    def _contractions(self) -> tuple[tuple[Contraction, ...], tuple[Contraction, ...]]:
+        x_slices, y_slices, z_slices = (
+            irreps.slices() for irreps in (self.irreps_in, self.irreps_edge, self.irreps_out)
+        )
+        both, weight = ([], []), 0
         for path in self.paths:
+            x = Block(x_slices[path.block1].start, path.mul, 2 * path.l1 + 1)
+            z = Block(z_slices[path.block3].start + path.channel3, self.irreps_out[path.block3].mul, 2 * path.l3 + 1)
+            matrix, transpose = defaultdict(list), defaultdict(list)
+            tensor = coupling(path.l1, path.l2, path.l3)
+            for i, j, k in tensor.abs().gt(1e-12).nonzero().tolist():
+                term = y_slices[path.block2].start + j, float(tensor[i, j, k])
+                matrix[k, i].append(term)
+                transpose[i, k].append(term)
+            for contractions, source, target, entries in ((both[0], x, z, matrix), (both[1], z, x, transpose)):
+                entries = {entry: tuple(terms) for entry, terms in sorted(entries.items())}
+                contractions.append(Contraction(source, target, path.mul, weight, entries))
+            weight += path.mul
+        return tuple(both[0]), tuple(both[1])
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the convolution takes an edge, counted from its terms."""
+        paths = self.contractions()
+        entries = sum(len(path.matrix) * path.mul for path in paths)
+        terms = sum(sum(map(len, path.matrix.values())) * path.mul for path in paths)
+        rows_in = sum(path.source.dim * path.mul for path in paths)
+        rows_out = sum(path.target.dim * path.mul for path in paths)
+        edge_sums = sum(len({j for term in path.matrix.values() for j, _ in term}) * path.mul for path in paths)
+        return Cost(
+            forward=2 * (entries + rows_out),
+            backward=2 * (entries + rows_in) + entries + 2 * terms + 4 * edge_sums,
+            streamed=self.weight_numel + self.irreps_edge.dim,
+            gathered=self.irreps_in.dim,
+        )
+
+    def __str__(self) -> str:
+        cost = self.cost
+        lines = [
+            f"{self.irreps_in} x {self.irreps_edge} -> {self.irreps_out}",
+            f"an edge: {self.weight_numel} weights; {cost.forward} operations forward, {cost.backward} backward; "
+            f"{cost.streamed} floats streamed, {cost.gathered} gathered",
+        ]
+        for path, contraction in zip(self.paths, self.contractions(), strict=True):
             ir1, ir2, ir3 = (
                 irreps[block].ir
                 for irreps, block in (
@@ -105,4 +193,6 @@ class Program:
                 )
             )
             lines.append(f"  {path.mul}x{ir1} x {ir2} -> {ir3}, output channels {path.channel3}+")
+            for (k, i), terms in contraction.matrix.items():
+                lines.append(f"    z{k} += w x{i} ({' '.join(f'{c:+.6f} Y{j}' for j, c in terms)})")
         return "\n".join(lines)

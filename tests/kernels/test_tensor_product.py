@@ -6,6 +6,7 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.o3 import Irreps
+from fastlr.kernels.adjacency import Adjacency
 from fastlr.kernels.tensor_product.naive import NaiveConvolution
 from fastlr.kernels.tensor_product.program import Program
 from reference.differences import relative_error
@@ -37,7 +38,8 @@ def random_inputs(program: Program, num_nodes: int = 5, num_edges: int = 13, req
     # node 1 receives no edge
     destination = torch.randint(max(num_nodes, 1), (num_edges,)).sort().values
     destination[destination == 1] = 2
-    return *tensors, torch.stack([destination, torch.randint(max(num_nodes, 1), (num_edges,))])
+    edge_index = torch.stack([destination, torch.randint(max(num_nodes, 1), (num_edges,))])
+    return *tensors, Adjacency.from_edges(edge_index, num_nodes)
 
 
 def to_channels_first(x: torch.Tensor, irreps: Irreps) -> torch.Tensor:
@@ -84,10 +86,10 @@ def test_agrees_with_e3nn(signature):
     product, irreps_out = e3nn_convolution(*signature)
     assert program.irreps_out == irreps_out
     assert program.weight_numel == product.weight_numel
-    x, y, weights, edge_index = random_inputs(program)
-    z = NaiveConvolution(program)(x, y, weights, edge_index)
-    messages = product(to_channels_first(x, program.irreps_in)[edge_index[1]], y, weights)
-    expected = torch.zeros(len(x), irreps_out.dim, dtype=torch.float64).index_add(0, edge_index[0], messages)
+    x, y, weights, edges = random_inputs(program)
+    z = NaiveConvolution(program)(x, y, weights, edges)
+    messages = product(to_channels_first(x, program.irreps_in)[edges.source], y, weights)
+    expected = torch.zeros(len(x), irreps_out.dim, dtype=torch.float64).index_add(0, edges.destination, messages)
     got = to_channels_first(z, irreps_out)
     for block in irreps_out.slices():  # block by block: a small one must not hide behind a large one
         assert relative_error(got[:, block], expected[:, block]) < 1e-12
@@ -98,7 +100,7 @@ def test_agrees_with_e3nn(signature):
 def test_is_equivariant(name):
     program = Program(*SIGNATURES[name])
     convolution = NaiveConvolution(program)
-    x, y, weights, edge_index = random_inputs(program)
+    x, y, weights, edges = random_inputs(program)
     rotation = random_rotation(improper=True)  # parities matter
 
     def transform(values, irreps):
@@ -109,42 +111,42 @@ def test_is_equivariant(name):
         ]
         return torch.cat([block.flatten(1) for block in blocks], dim=1)
 
-    z = convolution(x, y, weights, edge_index)
-    rotated = convolution(transform(x, program.irreps_in), transform(y, program.irreps_edge), weights, edge_index)
+    z = convolution(x, y, weights, edges)
+    rotated = convolution(transform(x, program.irreps_in), transform(y, program.irreps_edge), weights, edges)
     assert relative_error(rotated, transform(z, program.irreps_out)) < 1e-12
 
 
 def test_derivatives():
     program = Program("2x0e+1x1o", "0e+1o", "0e+1o")
-    *inputs, edge_index = random_inputs(program, 3, 3, requires_grad=True)
+    *inputs, edges = random_inputs(program, 3, 3, requires_grad=True)
     convolution = NaiveConvolution(program)
-    assert torch.autograd.gradcheck(lambda *leaves: convolution(*leaves, edge_index), inputs)
-    assert torch.autograd.gradgradcheck(lambda *leaves: convolution(*leaves, edge_index), inputs)
+    assert torch.autograd.gradcheck(lambda *leaves: convolution(*leaves, edges), inputs)
+    assert torch.autograd.gradgradcheck(lambda *leaves: convolution(*leaves, edges), inputs)
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(0, 0), (1, 0), (3, 0)])
 def test_without_edges(num_nodes, num_edges):
     program = Program(*SIGNATURES["uneven"])
-    x, y, weights, _ = random_inputs(program, num_nodes, num_edges)
-    z = NaiveConvolution(program)(x, y, weights, torch.zeros(2, 0, dtype=torch.int64))
+    x, y, weights, edges = random_inputs(program, num_nodes, num_edges)
+    z = NaiveConvolution(program)(x, y, weights, edges)
     assert z.shape == (num_nodes, program.irreps_out.dim)
     assert not z.any()
 
 
 def test_float32():
     program = Program(*SIGNATURES["uneven"])
-    x, y, weights, edge_index = random_inputs(program)
+    x, y, weights, edges = random_inputs(program)
     convolution = NaiveConvolution(program)
-    z = convolution(x.float(), y.float(), weights.float(), edge_index)
+    z = convolution(x.float(), y.float(), weights.float(), edges)
     assert z.dtype == torch.float32
-    assert 0.0 < relative_error(z, convolution(x, y, weights, edge_index)) < 1e-6
+    assert 0.0 < relative_error(z, convolution(x, y, weights, edges)) < 1e-6
 
 
 def test_program_without_paths():
     program = Program("2x0e", "0e", "1o")
     assert program.weight_numel == 0
-    x, y, weights, edge_index = random_inputs(program)
-    assert NaiveConvolution(program)(x, y, weights, edge_index).shape == (5, 0)
+    x, y, weights, edges = random_inputs(program)
+    assert NaiveConvolution(program)(x, y, weights, edges).shape == (5, 0)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +160,10 @@ def test_program_refuses_ambiguous_irreps(irreps_in, irreps_edge):
 @pytest.mark.skipif(find_spec("cuequivariance_torch") is None, reason="cuequivariance-torch is not installed")
 class TestCuEquivariance:
     @staticmethod
-    def values_and_derivatives(convolution, inputs, probes, edge_index):
+    def values_and_derivatives(convolution, inputs, probes, edges):
         """z, its three gradients, and the gradients of a probe of these gradients."""
         leaves = [x.clone().requires_grad_(True) for x in inputs]
-        z = convolution(*leaves, edge_index)
+        z = convolution(*leaves, edges)
         first = torch.autograd.grad(z, leaves, probes[0], create_graph=True)
         second = torch.autograd.grad(sum((g * p).sum() for g, p in zip(first, probes[1:], strict=True)), leaves)
         return [z, *first, *second]
@@ -171,11 +173,11 @@ class TestCuEquivariance:
         from fastlr.kernels.tensor_product.cuequivariance import CuEquivarianceConvolution
 
         program = Program(*signature)
-        *inputs, edge_index = random_inputs(program)
+        *inputs, edges = random_inputs(program)
         probes = [torch.randn(5, program.irreps_out.dim, dtype=torch.float64)]
         probes += [torch.randn_like(x) for x in inputs]
         results = [
-            self.values_and_derivatives(convolution, inputs, probes, edge_index)
+            self.values_and_derivatives(convolution, inputs, probes, edges)
             for convolution in (CuEquivarianceConvolution(program, "naive", torch.float64), NaiveConvolution(program))
         ]
         for value, reference in zip(*results, strict=True):
@@ -185,8 +187,8 @@ class TestCuEquivariance:
         from fastlr.kernels.tensor_product.cuequivariance import CuEquivarianceConvolution
 
         program = Program(*SIGNATURES["uneven"])
-        x, y, weights, _ = random_inputs(program, 3, 0)
+        x, y, weights, edges = random_inputs(program, 3, 0)
         convolution = CuEquivarianceConvolution(program, "naive", torch.float64)
-        z = convolution(x, y, weights, torch.zeros(2, 0, dtype=torch.int64))
+        z = convolution(x, y, weights, edges)
         assert z.shape == (3, program.irreps_out.dim)
         assert not z.any()

@@ -7,6 +7,7 @@ from reference.differences import relative_error
 from reference.rotations import random_rotation, representation
 
 from fastlr.backends import resolve
+from fastlr.kernels.adjacency import Adjacency
 from fastlr.models.nequip import cast
 from fastlr.nn.interaction import InteractionLayer
 
@@ -30,8 +31,8 @@ def test_layer_is_equivariant(improper):
     assert layer.irreps_out == irreps
     x, attributes = torch.randn(4, irreps.dim).double(), torch.randn(4, 2).double()
     angular, radial = torch.randn(9, edge.dim).double(), torch.randn(9, 4).double()
-    edge_index, norm = torch.randint(4, (2, 9)), torch.ones(1, 1).double()
+    edges, norm = Adjacency.from_edges(torch.randint(4, (2, 9)), 4), torch.ones(1, 1).double()
     rotation = random_rotation(improper)
-    z = layer(x, attributes, angular, radial, edge_index, norm)
+    z = layer(x, attributes, angular, radial, edges, norm)
     rotated = (transform(x, irreps, rotation), attributes, transform(angular, edge, rotation), radial)
-    assert relative_error(layer(*rotated, edge_index, norm), transform(z, irreps, rotation)) < 1e-12
+    assert relative_error(layer(*rotated, edges, norm), transform(z, irreps, rotation)) < 1e-12

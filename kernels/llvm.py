@@ -1,0 +1,170 @@
+"""Kernels under construction: llvmlite's instruction builder with loops, memory in units of one float, and vectors."""
+
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+from .native import vector_bytes
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+
+
+class Emitter:
+    """A kernel under construction: LLVM's instruction builder with loops, memory in units of one float, and vectors."""
+
+    def __init__(self, name: str, bits: int, num_tensors: int):
+        self.float = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
+        self.lanes = vector_bytes() * 8 // bits
+        self.module = ir.Module(name)
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER, I64, I64]), name)
+        # variables live in a block of their own at the entry, where LLVM turns them into registers
+        self.variables = ir.IRBuilder(function.append_basic_block("variables"))
+        self.start = function.append_basic_block("start")
+        self.function, self.builder = function, ir.IRBuilder(self.start)
+        self.begin, self.end = function.args[1:]
+        self.tensors = [self.builder.load(self.at(function.args[0], i, I64), typ=POINTER) for i in range(num_tensors)]
+
+    def source(self) -> str:
+        self.builder.ret_void()
+        self.variables.branch(self.start)
+        return str(self.module)
+
+    def integer(self, value) -> ir.Value:
+        return value if isinstance(value, ir.Value) else ir.Constant(I64, value)
+
+    def add(self, a, b):
+        return self.builder.add(self.integer(a), self.integer(b))
+
+    def mul(self, a, b):
+        return self.builder.mul(self.integer(a), self.integer(b))
+
+    def at(self, pointer, index, kind=None):
+        """Address of element ``index`` of an array."""
+        return self.builder.gep(pointer, [self.integer(index)], source_etype=kind or self.float)
+
+    def load_int(self, pointer, index):
+        return self.builder.load(self.at(pointer, index, I64), typ=I64)
+
+    def vector(self, width: int):
+        return ir.VectorType(self.float, width)
+
+    def constant(self, value: float, width: int):
+        kind = self.vector(width)
+        return ir.Constant(kind, [ir.Constant(self.float, value)] * width)
+
+    def variable(self, kind, count: int | None = None):
+        pointer = self.variables.alloca(kind, size=None if count is None else ir.Constant(I64, count))
+        pointer.type = POINTER
+        return pointer
+
+    def load(self, pointer, index, width: int, used: int | None = None):
+        """A vector of ``width`` floats from memory, of which only the first ``used`` exist (the rest is zero)."""
+        address = self.at(pointer, index)
+        if used is None or used == width:
+            return self.builder.load(address, typ=self.vector(width), align=self.float_bytes)
+        kind = self.vector(width)
+        name = f"llvm.masked.load.v{width}f{8 * self.float_bytes}.p0"
+        function = self._declare(name, ir.FunctionType(kind, [POINTER, I32, self._mask_type(width), kind]))
+        zero = self.constant(0.0, width)
+        return self.builder.call(function, [address, I32(self.float_bytes), self._mask(width, used), zero])
+
+    def store(self, value, pointer, index, used: int | None = None):
+        """Store a vector, or its first ``used`` floats."""
+        address, width = self.at(pointer, index), value.type.count
+        if used is None or used == width:
+            self.builder.store(value, address, align=self.float_bytes)
+            return
+        name = f"llvm.masked.store.v{width}f{8 * self.float_bytes}.p0"
+        kinds = [value.type, POINTER, I32, self._mask_type(width)]
+        function = self._declare(name, ir.FunctionType(ir.VoidType(), kinds))
+        self.builder.call(function, [value, address, I32(self.float_bytes), self._mask(width, used)])
+
+    @property
+    def float_bytes(self) -> int:
+        return 4 if isinstance(self.float, ir.FloatType) else 8
+
+    def _mask_type(self, width):
+        return ir.VectorType(ir.IntType(1), width)
+
+    def _mask(self, width, used):
+        return ir.Constant(self._mask_type(width), [ir.IntType(1)(lane < used) for lane in range(width)])
+
+    def prefetch(self, pointer, index):
+        """Ask for the cache line of a float that will be read soon."""
+        kinds = [POINTER, *[I32] * 3]
+        function = self._declare("llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), kinds))
+        self.builder.call(function, [self.at(pointer, index), *(I32(hint) for hint in (0, 1, 1))])
+
+    def _declare(self, name, kind):
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+    def broadcast(self, pointer, index, width: int):
+        """One float from memory in all lanes."""
+        scalar = self.builder.load(self.at(pointer, index), typ=self.float)
+        return self.splat(scalar, width)
+
+    def splat(self, scalar, width: int):
+        kind = self.vector(width)
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, width), [I32(0)] * width)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def fma(self, a, b, c):
+        """a * b + c; ``c`` None stands for zero."""
+        if c is None:
+            return self.builder.fmul(a, b)
+        name = f"llvm.fma.v{a.type.count}f{8 * self.float_bytes}"
+        return self.builder.call(self._declare(name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
+
+    def sum(self, a, b):
+        return b if a is None else self.builder.fadd(a, b)
+
+    def reduce(self, vector):
+        """Sum of all lanes, by halves."""
+        width = vector.type.count
+        while width > 1:
+            width //= 2
+            halves = [
+                self.builder.shuffle_vector(
+                    vector,
+                    ir.Constant(vector.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(I32, width), [I32(i) for i in lanes]),
+                )
+                for lanes in (range(width), range(width, 2 * width))
+            ]
+            vector = self.builder.fadd(*halves)
+        return self.builder.extract_element(vector, I32(0))
+
+    @contextmanager
+    def loop(self, start, stop, step=1):
+        """for i in range(start, stop, step)"""
+        b = self.builder
+        counter = self.variable(I64)
+        b.store(self.integer(start), counter)
+        head, body, done = (self.function.append_basic_block(name) for name in ("head", "body", "done"))
+        b.branch(head)
+        b.position_at_end(head)
+        i = b.load(counter, typ=I64)
+        b.cbranch(b.icmp_signed("<", i, self.integer(stop)), body, done)
+        b.position_at_end(body)
+        yield i
+        b.store(b.add(i, self.integer(step)), counter)
+        b.branch(head)
+        b.position_at_end(done)
+
+    def minimum(self, a, b):
+        return self.builder.select(self.builder.icmp_signed("<", a, self.integer(b)), a, self.integer(b))
+
+
+def chunk_plan(mul: int, lanes: int) -> list[tuple[int, int, int, int]]:
+    """(first channel, number of vectors, lanes of each, channels used of each) that cover ``mul`` channels."""
+    plan = []
+    if mul >= lanes:
+        plan.append((0, mul // lanes, lanes, lanes))
+    rest = mul % lanes
+    if rest:
+        width = 1 << (rest - 1).bit_length()
+        plan.append((mul - rest, 1, width, rest))
+    return plan

@@ -1,0 +1,139 @@
+"""Machine code for this CPU: LLVM modules are compiled once, cached on disk, and run over ranges on several threads.
+
+Kernels are functions ``void kernel(int64 *arguments, int64 begin, int64 end)`` that work on rows begin ... end - 1.
+The compiler is llvmlite, the one that numba uses.
+"""
+
+import ctypes
+import hashlib
+import os
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+
+_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+_lock = threading.Lock()
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: $FASTLR_CACHE, or fastlr/ in the user's cache directory."""
+    root = os.environ.get("FASTLR_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastlr"
+
+
+@cache
+def target_machine():
+    """LLVM's description of this very CPU."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+        reloc="pic",
+        codemodel="small",
+    )
+
+
+@cache
+def vector_bytes() -> int:
+    """Width of the widest vector registers."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx2") else 16
+
+
+@cache
+def _engine():
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+    engine.finalize_object()
+    return engine
+
+
+def compile_module(name: str, source: str):
+    """Machine code of the function ``name`` in the LLVM assembly ``source``, callable with (arguments, begin, end).
+
+    Compiled code is kept under the hash of its source, this CPU and the compiler's version.
+    """
+    machine = target_machine()
+    stamp = (
+        f"{llvm.llvm_version_info}{machine.triple}{llvm.get_host_cpu_name()}{llvm.get_host_cpu_features().flatten()}"
+    )
+    key = hashlib.sha256(f"{stamp}\n{source}".encode()).hexdigest()[:24]
+    symbol = f"{name}_{key}"
+    with _lock:
+        engine = _engine()
+        address = engine.get_function_address(symbol)
+        if not address:
+            path = cache_directory() / f"{symbol}.o"
+            code = path.read_bytes() if path.exists() else _compile(source.replace(f'@"{name}"', f'@"{symbol}"'))
+            if not path.exists():
+                _write(path, code)
+            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+            engine.finalize_object()
+            address = engine.get_function_address(symbol)
+    return _SIGNATURE(address)
+
+
+def _compile(source: str) -> bytes:
+    machine = target_machine()
+    module = llvm.parse_assembly(source)
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+def _write(path: Path, code: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)
+
+
+# The pool belongs to one process: a forked child must not wait for its parent's threads.
+_pool: tuple[int, int, ThreadPoolExecutor] | None = None
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None or _pool[0] != os.getpid() or _pool[1] < count:
+        _pool = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="fastlr"))
+    return _pool[2]
+
+
+def launch(kernel, tensors: list[torch.Tensor], row_ptr: torch.Tensor, minimum_work: int = 256) -> None:
+    """Run ``kernel`` over all rows of ``row_ptr``, shared out evenly by entries among PyTorch's number of threads."""
+    arguments = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    num_rows = row_ptr.shape[0] - 1
+    pointer = arguments.ctypes.data
+    threads = min(torch.get_num_threads(), num_rows)
+    if threads > 1:
+        ends = row_ptr.numpy()
+        work = int(ends[-1]) + num_rows
+        threads = min(threads, max(1, work // minimum_work))
+    if threads <= 1:
+        kernel(pointer, 0, num_rows)
+        return
+    load = ends + np.arange(num_rows + 1)
+    bounds = [0, *np.searchsorted(load, work * np.arange(1, threads) / threads).tolist(), num_rows]
+    pool = _threads(threads - 1)
+    others = [pool.submit(kernel, pointer, bounds[i], bounds[i + 1]) for i in range(1, threads)]
+    kernel(pointer, bounds[0], bounds[1])
+    for other in others:
+        other.result()
