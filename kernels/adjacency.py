@@ -28,6 +28,16 @@ class Adjacency(NamedTuple):
         destination, source = edge_index[0].contiguous(), edge_index[1].contiguous()
         return Adjacency(destination, source, *_lists(destination, num_nodes), *_lists(source, num_nodes))
 
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The edges into each node: pointers, edges, and the node at the other end of every edge."""
+        return self.row_ptr, self.row_edge, self.source
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The edges out of each node, likewise."""
+        return self.col_ptr, self.col_edge, self.destination
+
     def to(self, device) -> "Adjacency":
         """All tensors on ``device``."""
         return Adjacency(*(tensor.to(device) for tensor in self))

@@ -46,6 +46,9 @@ class Emitter:
     def load_int(self, pointer, index):
         return self.builder.load(self.at(pointer, index, I64), typ=I64)
 
+    def load_float(self, pointer, index):
+        return self.builder.load(self.at(pointer, index), typ=self.float)
+
     def vector(self, width: int):
         return ir.VectorType(self.float, width)
 
@@ -101,8 +104,7 @@ class Emitter:
 
     def broadcast(self, pointer, index, width: int):
         """One float from memory in all lanes."""
-        scalar = self.builder.load(self.at(pointer, index), typ=self.float)
-        return self.splat(scalar, width)
+        return self.splat(self.load_float(pointer, index), width)
 
     def splat(self, scalar, width: int):
         kind = self.vector(width)
@@ -117,6 +119,14 @@ class Emitter:
             return self.builder.fmul(a, b)
         name = f"llvm.fma.v{a.type.count}f{8 * self.float_bytes}"
         return self.builder.call(self._declare(name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
+
+    def value(self, variable):
+        """What a variable holds."""
+        return self.builder.load(variable, typ=variable.allocated_type)
+
+    def accumulate(self, variable, a, b) -> None:
+        """variable += a * b"""
+        self.builder.store(self.fma(a, b, self.value(variable)), variable)
 
     def sum(self, a, b):
         return b if a is None else self.builder.fadd(a, b)

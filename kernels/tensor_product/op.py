@@ -1,13 +1,18 @@
 """The tensor-product convolution as PyTorch operators: devices, fake tensors, and derivatives of any order.
 
-With T(x, Y, w; g) = sum_e <g[dst(e)], TP(x[src(e)], Y[e]; w[e])>, which is linear in each argument,
+With T(x, Y, w; g) = sum_e <g[destination(e)], TP(x[source(e)], Y[e]; w[e])>, which is linear in each argument,
 
     tensor_product                   z = dT/dg
     tensor_product_backward          dT/dx, dT/dY, dT/dw
     tensor_product_double_backward   gradients of S = T(a, Y, w; g) + T(x, b, w; g) + T(x, Y, c; g) by g, x, Y and w,
                                      where a, b, c are the gradients that arrive at dT/dx, dT/dY, dT/dw
 
-and the derivative of the last is a sum of the first two.
+and the derivative of the last is a sum of the first two. Each device serves all of it with two kernels,
+
+    gather(program, edges, terms, transposed)
+        sum over terms (w, Y, v) of dT(v, Y, w; .)/dg, or, transposed, of dT(., Y, w; v)/dx
+    edge_gradients(program, edges, g, terms)
+        dw = sum over terms (w, Y, v) of dT(v, Y, .; g)/dw,  and dY = sum over terms of dT(v, ., w; g)/dY
 """
 
 from functools import cache
@@ -19,7 +24,7 @@ from torch import Tensor, nn
 from ..adjacency import Adjacency
 from .program import Program
 
-_MODULES = {"cpu": ".cpu"}
+_KERNELS = {"cpu": ".cpu"}  # device type -> module
 
 
 @cache
@@ -33,18 +38,38 @@ def key_of(program: Program) -> str:
     return f"{program.irreps_in} | {program.irreps_edge} | {program.filter_out}"
 
 
-def _implementation(tensor: Tensor):
+def _kernels(tensor: Tensor):
     """The module with the kernels for the tensor's device."""
-    if tensor.device.type not in _MODULES:
+    if tensor.device.type not in _KERNELS:
         raise NotImplementedError(f"no tensor-product kernels for {tensor.device}; use the backend 'reference'")
-    return import_module(_MODULES[tensor.device.type], __package__)
+    return import_module(_KERNELS[tensor.device.type], __package__)
+
+
+def _prepared(program: Program, edges: Adjacency, *, g=(), x=(), y=(), w=()) -> list[Tensor | None]:
+    """All tensors given, contiguous; kernels trust the shapes that are checked here."""
+    num_nodes, num_edges = edges.row_ptr.shape[0] - 1, edges.source.shape[0]
+    kinds = (
+        (g, "g", (num_nodes, program.irreps_out.dim)),
+        (x, "x", (num_nodes, program.irreps_in.dim)),
+        (y, "edge attributes", (num_edges, program.irreps_edge.dim)),
+        (w, "weights", (num_edges, program.weight_numel)),
+    )
+    dtype = y[0].dtype
+    for tensors, name, shape in kinds:
+        for tensor in tensors:
+            if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
+                raise ValueError(f"{name}: expected {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the tensor product is for float32 and float64, got {dtype}")
+    return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *w)]
 
 
 @torch.library.custom_op("fastlr::tensor_product", mutates_args=())
 def tensor_product(x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str) -> Tensor:
     """z (N, irreps_out.dim) from x (N, irreps_in.dim), Y (E, irreps_edge.dim) and w (E, weight_numel)."""
-    x, y, w = (tensor.contiguous() for tensor in (x, y, w))
-    return _implementation(x).forward(program_of(program), Adjacency(*edges), x, y, w)
+    paths, adjacency = program_of(program), Adjacency(*edges)
+    x, y, w = _prepared(paths, adjacency, x=[x], y=[y], w=[w])
+    return _kernels(x).gather(paths, adjacency, [(w, y, x)])
 
 
 @tensor_product.register_fake
@@ -57,8 +82,12 @@ def tensor_product_backward(
     g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dT/dx (empty unless ``need_x``), dT/dY and dT/dw."""
-    g, x, y, w = (tensor.contiguous() for tensor in (g, x, y, w))
-    return _implementation(x).backward(program_of(program), Adjacency(*edges), g, x, y, w, need_x)
+    paths, adjacency = program_of(program), Adjacency(*edges)
+    g, x, y, w = _prepared(paths, adjacency, g=[g], x=[x], y=[y], w=[w])
+    kernels = _kernels(x)
+    dx = kernels.gather(paths, adjacency, [(w, y, g)], transposed=True) if need_x else x.new_empty(0)
+    dw, dy = kernels.edge_gradients(paths, adjacency, g, [(w, y, x)])
+    return dx, dy, dw
 
 
 @tensor_product_backward.register_fake
@@ -80,9 +109,14 @@ def tensor_product_double_backward(
     program: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of S by g, x, Y and w; ``a`` is None where it is zero."""
-    a = None if a is None else a.contiguous()
-    b, c, g, x, y, w = (tensor.contiguous() for tensor in (b, c, g, x, y, w))
-    return _implementation(x).double_backward(program_of(program), Adjacency(*edges), a, b, c, g, x, y, w)
+    paths, adjacency = program_of(program), Adjacency(*edges)
+    g, x, a, y, b, w, c = _prepared(paths, adjacency, g=[g], x=[x, a], y=[y, b], w=[w, c])
+    kernels, with_a = _kernels(x), [] if a is None else [(w, y, a)]
+    dg = kernels.gather(paths, adjacency, [*with_a, (w, b, x), (c, y, x)])
+    dx = kernels.gather(paths, adjacency, [(w, b, g), (c, y, g)], transposed=True)
+    # by Y: T(a, Y, w; g) + T(x, Y, c; g), and by w: T(a, Y, w; g) + T(x, b, w; g)
+    dw, dy = kernels.edge_gradients(paths, adjacency, g, [*with_a, (c, b, x)])
+    return dg, dx, dy, dw
 
 
 @tensor_product_double_backward.register_fake

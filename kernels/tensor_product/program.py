@@ -62,6 +62,11 @@ class Block:
     stride: int
     dim: int
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each component starts."""
+        return tuple(self.start + m * self.stride for m in range(self.dim))
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -194,5 +199,16 @@ class Program:
             )
             lines.append(f"  {path.mul}x{ir1} x {ir2} -> {ir3}, output channels {path.channel3}+")
             for (k, i), terms in contraction.matrix.items():
-                lines.append(f"    z{k} += w x{i} ({' '.join(f'{c:+.6f} Y{j}' for j, c in terms)})")
+                combination = " ".join(f"{c:+.6f} Y{j}" for j, c in terms)
+                lines.append(f"    z{k} += w x{i} ({combination})")
         return "\n".join(lines)
+
+
+def numbered(terms: list[tuple]) -> tuple[tuple[tuple[int, ...], ...], list]:
+    """Terms (w, Y, v) with each distinct tensor of a kind replaced by its number, and all w, all Y, all v."""
+    kinds = [{}, {}, {}]
+    numbers = tuple(
+        tuple(kind.setdefault(id(tensor), (len(kind), tensor))[0] for kind, tensor in zip(kinds, term, strict=True))
+        for term in terms
+    )
+    return numbers, [tensor for kind in kinds for _, tensor in kind.values()]
