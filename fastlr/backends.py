@@ -41,11 +41,15 @@ def _cuequivariance_obstacle(device: torch.device, dtype: torch.dtype) -> str | 
 
 
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    return None if device.type == "cpu" else "its kernels run on CPUs only"
+    return None if device.type == "cpu" else f"its kernels run on CPUs, and the device is '{device}'"
 
 
-def _not_yet(device: torch.device, dtype: torch.dtype) -> str | None:
-    return "this version has no kernels for it"
+def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"its kernels run on GPUs, and the device is '{device}'"
+    if find_spec("triton") is None:
+        return "the package triton is not installed (pip install 'fastlr[triton]')"
+    return None
 
 
 BACKENDS = {
@@ -66,7 +70,7 @@ BACKENDS = {
             {"tensor_product": "fastlr.backends:_cuequivariance_tensor_product"},
             _cuequivariance_obstacle,
         ),
-        Backend("triton", {}, _not_yet),
+        Backend("triton", {"tensor_product": "fastlr.backends:_fused_tensor_product"}, _triton_obstacle),
         Backend("cpu", {"tensor_product": "fastlr.backends:_fused_tensor_product"}, _cpu_obstacle),
     )
 }

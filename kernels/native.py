@@ -7,29 +7,23 @@ The compiler is llvmlite, the one that numba uses.
 import ctypes
 import hashlib
 import os
-import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
 import torch
 
+from . import cache
+
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: $FASTLR_CACHE, or fastlr/ in the user's cache directory."""
-    root = os.environ.get("FASTLR_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastlr"
-
-
-@cache
+@lru_cache(None)
 def target_machine():
     """LLVM's description of this very CPU."""
     llvm.initialize_native_target()
@@ -45,7 +39,7 @@ def target_machine():
     )
 
 
-@cache
+@lru_cache(None)
 def vector_bytes() -> int:
     """Width of the widest vector registers."""
     features = llvm.get_host_cpu_features()
@@ -54,36 +48,41 @@ def vector_bytes() -> int:
     return 32 if features.get("avx2") else 16
 
 
-@cache
+@lru_cache(None)
 def _engine():
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
     engine.finalize_object()
     return engine
 
 
-def compile_module(name: str, source: str):
-    """Machine code of the function ``name`` in the LLVM assembly ``source``, callable with (arguments, begin, end).
+def compiled(name: str, recipe: str, source: Callable[[], str]):
+    """Machine code of the function ``name`` in LLVM assembly, callable with (arguments, begin, end).
 
-    Compiled code is kept under the hash of its source, this CPU and the compiler's version.
+    Args:
+        recipe: text that determines the assembly. The code is kept under the hash of it, of this package's own text,
+            of this CPU and of the compiler's version, so that a second process need not even write the assembly.
+        source: writes the assembly.
     """
-    machine = target_machine()
-    stamp = (
-        f"{llvm.llvm_version_info}{machine.triple}{llvm.get_host_cpu_name()}{llvm.get_host_cpu_features().flatten()}"
-    )
-    key = hashlib.sha256(f"{stamp}\n{source}".encode()).hexdigest()[:24]
-    symbol = f"{name}_{key}"
+    symbol = f"{name}_{hashlib.sha256(f'{_stamp()}{recipe}'.encode()).hexdigest()[:24]}"
     with _lock:
         engine = _engine()
         address = engine.get_function_address(symbol)
         if not address:
-            path = cache_directory() / f"{symbol}.o"
-            code = path.read_bytes() if path.exists() else _compile(source.replace(f'@"{name}"', f'@"{symbol}"'))
-            if not path.exists():
-                _write(path, code)
+            code = cache.read(f"{symbol}.o")
+            if code is None:
+                code = _compile(source().replace(f'@"{name}"', f'@"{symbol}"'))
+                cache.write(f"{symbol}.o", code)
             engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             engine.finalize_object()
             address = engine.get_function_address(symbol)
     return _SIGNATURE(address)
+
+
+@lru_cache(None)
+def _stamp() -> str:
+    own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    features = llvm.get_host_cpu_features().flatten()
+    return f"{own.hexdigest()} {llvm.llvm_version_info} {target_machine().triple} {llvm.get_host_cpu_name()} {features}"
 
 
 def _compile(source: str) -> bytes:
@@ -97,13 +96,6 @@ def _compile(source: str) -> bytes:
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return machine.emit_object(module)
-
-
-def _write(path: Path, code: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    os.replace(file.name, path)
 
 
 # The pool belongs to one process: a forked child must not wait for its parent's threads.

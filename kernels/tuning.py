@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from .native import cache_directory
+from . import cache
 
 _chosen: dict[tuple[str, str], int] = {}
 
@@ -25,11 +22,12 @@ def fastest(kernel, choices: list, run: Callable, device: torch.device):
     name = torch.cuda.get_device_name(device)
     key = hashlib.sha256(f"{kernel.text}{choices}{name}".encode()).hexdigest()[:24]
     if (key, name) not in _chosen:
-        path = cache_directory() / f"tuned_{key}.json"
-        _chosen[key, name] = _read(path, len(choices))
-        if _chosen[key, name] is None:
-            _chosen[key, name] = _measure(choices, run)
-            _write(path, {"gpu": name, "choices": [str(choice) for choice in choices], "fastest": _chosen[key, name]})
+        number = _known(f"tuned_{key}.json", len(choices))
+        if number is None:
+            number = _measure(choices, run)
+            record = {"gpu": name, "choices": [str(choice) for choice in choices], "fastest": number}
+            cache.write(f"tuned_{key}.json", json.dumps(record).encode())
+        _chosen[key, name] = number
     return choices[_chosen[key, name]]
 
 
@@ -40,16 +38,7 @@ def _measure(choices: list, run: Callable) -> int:
     return times.index(min(times))
 
 
-def _read(path: Path, count: int) -> int | None:
-    try:
-        number = json.loads(path.read_text())["fastest"]
-    except (OSError, ValueError, KeyError):
-        return None
+def _known(name: str, count: int) -> int | None:
+    content = cache.read(name)
+    number = json.loads(content)["fastest"] if content else None
     return number if number in range(count) else None
-
-
-def _write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file)
-    os.replace(file.name, path)

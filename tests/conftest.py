@@ -1,8 +1,14 @@
 """What every test shares: fixed seeds, one thread, small models and structures, no GPU tests without a GPU."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported
+
 from reference import structures
 from reference.models import MODELS, small_model
 

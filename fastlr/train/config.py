@@ -99,6 +99,7 @@ class TrainingConfig(Section):
     gradient_clip: PositiveFloat | None = 10.0  # norm
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     start_from: str | None = None  # model file to go on from, with its configuration; relative to this file
+    backend: str = "auto"  # kernels; see "fastlr doctor"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_workers: Annotated[int, Field(ge=0)] = 0

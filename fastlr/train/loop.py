@@ -12,12 +12,14 @@ import torch
 import yaml
 from rich.console import Console
 
+from fastlr.backends import resolve
 from fastlr.checkpoint import load_checkpoint, load_state, save_checkpoint
 from fastlr.errors import CheckpointError, ConfigError
 from fastlr.models import ModelConfig, build_model
+from fastlr.parity import check_parity
 
 from .card import describe_set, make_card
-from .config import AUTO, TrainConfig, complete_model, read_config
+from .config import AUTO, TrainConfig, TrainingConfig, complete_model, read_config
 from .data import Sample, make_samples, read_frames
 from .metrics import evaluate_set
 from .module import Interrupted, StopRequest, TrainingModule
@@ -82,6 +84,10 @@ def train(
         model = build_model(model_config)
         if weights is not None:
             load_state(model, weights, settings.training.start_from)
+        operations = resolve(settings.training.backend, _accelerator(settings.training), model_config.torch_dtype)
+        model.use(operations)
+        parity = ", ".join(f"{row.operation} {row.error:.1e}" for row in check_parity(model, operations))
+        progress.say(f"backend '{operations.backend}'" + (f", parity with the reference: {parity}" if parity else ""))
         progress.say(
             f"{model_config.kind}, {sum(p.numel() for p in model.parameters())} parameters, "
             + ", ".join(f"{len(samples[name])} {name}" for name in SETS if samples[name])
@@ -169,11 +175,15 @@ def _load(settings: TrainConfig, progress: Progress) -> tuple[dict[str, list[Sam
     return samples, complete_model(section, found)
 
 
+def _accelerator(training: TrainingConfig) -> str:
+    if training.accelerator != "auto":
+        return training.accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"  # never a device without float64
+
+
 def _trainer(settings: TrainConfig, recorder: Recorder) -> pl.Trainer:
     training = settings.training
-    accelerator = training.accelerator
-    if accelerator == "auto":  # never a device without float64
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = _accelerator(training)
     if accelerator == "cuda" and torch.cuda.device_count() < training.devices:
         raise ConfigError(f"training.devices: {training.devices} asked for, {torch.cuda.device_count()} GPUs found")
     return pl.Trainer(
@@ -213,7 +223,7 @@ def _finish(output, settings, samples, data, recorder, progress) -> None:
     """Errors of the exported model on the held-out sets, its final card, pictures and summary."""
     path = output / "model.safetensors"
     model_config, state, _ = load_checkpoint(path)
-    model = build_model(model_config)
+    model = build_model(model_config, resolve("auto", dtype=model_config.torch_dtype))
     load_state(model, state, path)
     model.eval().requires_grad_(False)
     errors, training = {}, settings.training

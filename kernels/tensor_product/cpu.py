@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..adjacency import Adjacency
 from ..llvm import I64, Emitter, chunk_plan
-from ..native import compile_module, launch
+from ..native import compiled, launch
 from .program import Contraction, Program, numbered
 
 TILE = 16  # edges whose matrices are made together
@@ -48,7 +48,9 @@ def edge_gradients(program: Program, edges: Adjacency, g: Tensor, terms: list) -
 
 @cache
 def _compiled(kernel: type["Kernel"], program: Program, terms: tuple, dtype: torch.dtype, *options):
-    return compile_module(kernel.NAME, kernel(program, terms, torch.finfo(dtype).bits, *options).source())
+    bits = torch.finfo(dtype).bits
+    recipe = f"{program.key} {terms} {bits} {options}"
+    return compiled(kernel.NAME, recipe, lambda: kernel(program, terms, bits, *options).source())
 
 
 class Kernel(Emitter):

@@ -15,7 +15,6 @@ and the derivative of the last is a sum of the first two. Each device serves all
         dw = sum over terms (w, Y, v) of dT(v, Y, .; g)/dw,  and dY = sum over terms of dT(v, ., w; g)/dY
 """
 
-from functools import cache
 from importlib import import_module
 
 import torch
@@ -24,18 +23,7 @@ from torch import Tensor, nn
 from ..adjacency import Adjacency
 from .program import Program
 
-_KERNELS = {"cpu": ".cpu"}  # device type -> module
-
-
-@cache
-def program_of(key: str) -> Program:
-    """The program that ``key_of`` wrote."""
-    return Program(*key.split(" | "))
-
-
-def key_of(program: Program) -> str:
-    """A program as text: what an exported graph keeps of it."""
-    return f"{program.irreps_in} | {program.irreps_edge} | {program.filter_out}"
+_KERNELS = {"cpu": ".cpu", "cuda": ".triton"}  # device type -> module
 
 
 def _kernels(tensor: Tensor):
@@ -67,14 +55,14 @@ def _prepared(program: Program, edges: Adjacency, *, g=(), x=(), y=(), w=()) -> 
 @torch.library.custom_op("fastlr::tensor_product", mutates_args=())
 def tensor_product(x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str) -> Tensor:
     """z (N, irreps_out.dim) from x (N, irreps_in.dim), Y (E, irreps_edge.dim) and w (E, weight_numel)."""
-    paths, adjacency = program_of(program), Adjacency(*edges)
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
     x, y, w = _prepared(paths, adjacency, x=[x], y=[y], w=[w])
     return _kernels(x).gather(paths, adjacency, [(w, y, x)])
 
 
 @tensor_product.register_fake
 def _(x, y, w, edges, program):
-    return x.new_empty(edges[2].shape[0] - 1, program_of(program).irreps_out.dim)
+    return x.new_empty(edges[2].shape[0] - 1, Program.from_key(program).irreps_out.dim)
 
 
 @torch.library.custom_op("fastlr::tensor_product_backward", mutates_args=())
@@ -82,7 +70,7 @@ def tensor_product_backward(
     g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dT/dx (empty unless ``need_x``), dT/dY and dT/dw."""
-    paths, adjacency = program_of(program), Adjacency(*edges)
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
     g, x, y, w = _prepared(paths, adjacency, g=[g], x=[x], y=[y], w=[w])
     kernels = _kernels(x)
     dx = kernels.gather(paths, adjacency, [(w, y, g)], transposed=True) if need_x else x.new_empty(0)
@@ -109,7 +97,7 @@ def tensor_product_double_backward(
     program: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of S by g, x, Y and w; ``a`` is None where it is zero."""
-    paths, adjacency = program_of(program), Adjacency(*edges)
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
     g, x, a, y, b, w, c = _prepared(paths, adjacency, g=[g], x=[x, a], y=[y, b], w=[w, c])
     kernels, with_a = _kernels(x), [] if a is None else [(w, y, a)]
     dg = kernels.gather(paths, adjacency, [*with_a, (w, b, x), (c, y, x)])
@@ -199,7 +187,7 @@ class FusedConvolution(nn.Module):
     def __init__(self, program: Program):
         super().__init__()
         self.program = program
-        self.key = key_of(program)
+        self.key = program.key
 
     def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """See ``NaiveConvolution.forward``."""

@@ -108,6 +108,17 @@ class Program:
         if any(mul != 1 for mul, _ in self.irreps_edge):
             raise ValueError(f"edge irreps must have multiplicity one, got {self.irreps_edge}")
 
+    @property
+    def key(self) -> str:
+        """The program as text; see ``from_key``."""
+        return f"{self.irreps_in} | {self.irreps_edge} | {self.filter_out}"
+
+    @staticmethod
+    @cache
+    def from_key(key: str) -> "Program":
+        """The program with this ``key``."""
+        return Program(*key.split(" | "))
+
     @cached_property
     def _products(self) -> list[tuple]:
         allowed = {ir for _, ir in self.filter_out}

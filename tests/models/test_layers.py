@@ -3,11 +3,11 @@
 import pytest
 import torch
 from e3nn.o3 import Irreps
+from fastlr.kernels.adjacency import Adjacency
 from reference.differences import relative_error
 from reference.rotations import random_rotation, representation
 
 from fastlr.backends import resolve
-from fastlr.kernels.adjacency import Adjacency
 from fastlr.models.nequip import cast
 from fastlr.nn.interaction import InteractionLayer
 

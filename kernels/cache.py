@@ -1,0 +1,33 @@
+"""Files that kernels keep between runs: machine code, and what tuning has found."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def directory() -> Path:
+    """Where they are: $FASTLR_CACHE, or fastlr/ in the user's cache directory."""
+    root = os.environ.get("FASTLR_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastlr"
+
+
+def read(name: str) -> bytes | None:
+    """The content of a file, if it is there and whole."""
+    try:
+        content = (directory() / name).read_bytes()
+    except OSError:
+        return None
+    digest, content = content[:32], content[32:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def write(name: str, content: bytes) -> None:
+    """Keep a file. Where none can be written, the work is done again next time."""
+    try:
+        directory().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory(), delete=False) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+        os.replace(file.name, directory() / name)
+    except OSError:
+        return
