@@ -6,7 +6,7 @@ offer is done by ``reference``, and ``Operations.table()`` says so.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -52,6 +52,10 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+_FUSED = {
+    "tensor_product": "fastlr.backends:_fused_tensor_product",
+    "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
+}
 BACKENDS = {
     backend.name: backend
     for backend in (
@@ -70,8 +74,8 @@ BACKENDS = {
             {"tensor_product": "fastlr.backends:_cuequivariance_tensor_product"},
             _cuequivariance_obstacle,
         ),
-        Backend("triton", {"tensor_product": "fastlr.backends:_fused_tensor_product"}, _triton_obstacle),
-        Backend("cpu", {"tensor_product": "fastlr.backends:_fused_tensor_product"}, _cpu_obstacle),
+        Backend("triton", _FUSED, _triton_obstacle),
+        Backend("cpu", _FUSED, _cpu_obstacle),
     )
 }
 
@@ -100,12 +104,16 @@ def _cuequivariance_tensor_product(program, device, dtype):
 
 @dataclass(frozen=True)
 class Operations:
-    """The implementations a model runs on: one backend name an operation, for one device and float type."""
+    """The implementations a model runs on: one backend name an operation, for one device and float type.
+
+    ``left_out`` says why an operation that the backend offers is done by ``reference`` all the same.
+    """
 
     backend: str
     chosen: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def _function(self, operation: str):
         module, attribute = BACKENDS[self.chosen[operation]].implements[operation].split(":")
@@ -135,8 +143,10 @@ class Operations:
         rows = []
         for operation in OPERATIONS:
             served_by = self.chosen[operation]
-            remark = "" if served_by == self.backend else f"{self.backend} does not offer this operation"
-            rows.append((operation, served_by, remark))
+            remark = f"{self.backend} does not offer this operation"
+            if operation in self.left_out:
+                remark = f"not by {self.backend}: {self.left_out[operation]}"
+            rows.append((operation, served_by, "" if served_by == self.backend else remark))
         return rows
 
 
@@ -148,7 +158,10 @@ def obstacle(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
 
 
 def resolve(
-    backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    left_out: dict[str, str] | None = None,
 ) -> Operations:
     """Decide which implementation serves each operation.
 
@@ -156,6 +169,7 @@ def resolve(
         backend: a name in ``BACKENDS``, or "auto" for the fastest that can serve.
         device: where the model runs.
         dtype: the model's float type.
+        left_out: operations that ``reference`` is to do in any case, and why.
 
     Raises:
         BackendError: the named backend does not exist or cannot serve here; the message says why.
@@ -169,6 +183,7 @@ def resolve(
         why_not = obstacle(backend, device, dtype)
         if why_not:
             raise BackendError(f"backend '{backend}' cannot serve on {device}: {why_not}")
-    offered = BACKENDS[backend].implements
+    left_out = left_out or {}
+    offered = set(BACKENDS[backend].implements) - set(left_out)
     chosen = {operation: backend if operation in offered else "reference" for operation in OPERATIONS}
-    return Operations(backend, chosen, device, dtype)
+    return Operations(backend, chosen, device, dtype, left_out)

@@ -59,6 +59,27 @@ def tensor_product_error(convolution: torch.nn.Module, program: Program, device,
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
+def edge_basis_error(operations: Operations, r_max: float, num_bessels: int, p: float, l_max: int) -> float:
+    """Worst relative RMS error of the edge basis and its gradient on random edges within the cutoff."""
+    from .kernels.edge_basis.naive import edge_basis
+
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(19, 3, generator=generator, dtype=torch.float64), dim=1)
+    vectors = directions * torch.linspace(0.3, 1.05, 19, dtype=torch.float64)[:, None] * r_max
+    probes = [torch.randn(19, n, generator=generator).to(operations.dtype) for n in ((l_max + 1) ** 2, num_bessels)]
+
+    def values_and_gradient(function, device, dtype):
+        leaf = vectors.to(device).requires_grad_(True)
+        roots = torch.arange(1, num_bessels + 1, dtype=torch.float64, device=device)
+        values = function(leaf, r_max, roots, p, l_max, dtype)
+        scalar = sum((value * probe.to(device, dtype)).sum() for value, probe in zip(values, probes, strict=True))
+        return [*values, *torch.autograd.grad(scalar, leaf)]
+
+    active = values_and_gradient(operations.edge_basis, operations.device, operations.dtype)
+    reference = values_and_gradient(edge_basis, "cpu", torch.float64)
+    return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
+
+
 def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]:
     """Measure every operation that is not the reference's own.
 
@@ -69,13 +90,17 @@ def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]
     for operation, backend, _ in operations.table():
         if backend == "reference":
             continue
-        if operation != "tensor_product":
+        if operation == "tensor_product":
+            layers = [module for module in model.modules() if isinstance(module, InteractionLayer)]
+            error = max(
+                tensor_product_error(layer.convolution, layer.program, operations.device, operations.dtype)
+                for layer in layers
+            )
+        elif operation == "edge_basis":
+            config = model.config
+            error = edge_basis_error(operations, config.r_max, config.num_bessels, config.cutoff_p, config.l_max)
+        else:
             raise BackendError(f"backend '{backend}' offers {operation}, which no parity check covers")
-        layers = [module for module in model.modules() if isinstance(module, InteractionLayer)]
-        error = max(
-            tensor_product_error(layer.convolution, layer.program, operations.device, operations.dtype)
-            for layer in layers
-        )
         rows.append(_accepted(Parity(operation, backend, error), operations.dtype))
     return rows
 
@@ -89,8 +114,11 @@ def check_backend(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
     operations = resolve(name, device, dtype)
     program = Program("4x0e+4x1o+4x2e", "1x0e+1x1o+1x2e", "1x0e+1x1o+1x2e")
     convolution = operations.tensor_product(program)
-    error = tensor_product_error(convolution, program, operations.device, dtype)
-    return [_accepted(Parity("tensor_product", operations.chosen["tensor_product"], error), dtype)]
+    errors = {
+        "tensor_product": tensor_product_error(convolution, program, operations.device, dtype),
+        "edge_basis": edge_basis_error(operations, 5.0, 8, 6.0, 2),
+    }
+    return [_accepted(Parity(name, operations.chosen[name], error), dtype) for name, error in errors.items()]
 
 
 def _accepted(parity: Parity, dtype: torch.dtype) -> Parity:

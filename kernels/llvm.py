@@ -1,5 +1,6 @@
 """Kernels under construction: llvmlite's instruction builder with loops, memory in units of one float, and vectors."""
 
+import math
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -93,6 +94,12 @@ class Emitter:
     def _mask(self, width, used):
         return ir.Constant(self._mask_type(width), [ir.IntType(1)(lane < used) for lane in range(width)])
 
+    def intrinsic(self, name: str, *values):
+        """A function of LLVM from vectors to a vector of the same type."""
+        kind = values[0].type
+        full = f"llvm.{name}.v{kind.count}f{8 * self.float_bytes}"
+        return self.builder.call(self._declare(full, ir.FunctionType(kind, [kind] * len(values))), values)
+
     def prefetch(self, pointer, index):
         """Ask for the cache line of a float that will be read soon."""
         kinds = [POINTER, *[I32] * 3]
@@ -117,8 +124,7 @@ class Emitter:
         """a * b + c; ``c`` None stands for zero."""
         if c is None:
             return self.builder.fmul(a, b)
-        name = f"llvm.fma.v{a.type.count}f{8 * self.float_bytes}"
-        return self.builder.call(self._declare(name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
+        return self.intrinsic("fma", a, b, c)
 
     def value(self, variable):
         """What a variable holds."""
@@ -178,3 +184,72 @@ def chunk_plan(mul: int, lanes: int) -> list[tuple[int, int, int, int]]:
         width = 1 << (rest - 1).bit_length()
         plan.append((mul - rest, 1, width, rest))
     return plan
+
+
+class Lanes:
+    """A vector of floats with Python's arithmetic; products and sums may be fused."""
+
+    def __init__(self, emitter: Emitter, value: ir.Value):
+        self.emitter, self.value = emitter, value
+
+    def _other(self, other) -> ir.Value:
+        return other.value if isinstance(other, Lanes) else self.emitter.constant(float(other), self.value.type.count)
+
+    def _new(self, value: ir.Value) -> "Lanes":
+        return Lanes(self.emitter, value)
+
+    def __add__(self, other):
+        return self._new(self.emitter.builder.fadd(self.value, self._other(other), flags=("contract",)))
+
+    def __sub__(self, other):
+        return self._new(self.emitter.builder.fsub(self.value, self._other(other), flags=("contract",)))
+
+    def __rsub__(self, other):
+        return self._new(self.emitter.builder.fsub(self._other(other), self.value, flags=("contract",)))
+
+    def __mul__(self, other):
+        return self._new(self.emitter.builder.fmul(self.value, self._other(other), flags=("contract",)))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, other):
+        return self._new(self.emitter.builder.fdiv(self.value, self._other(other)))
+
+    def call(self, name: str, *others: "Lanes") -> "Lanes":
+        """A function of LLVM that takes and gives vectors of this type, such as "sqrt"."""
+        return self._new(self.emitter.intrinsic(name, self.value, *(self._other(other) for other in others)))
+
+    def less(self, other) -> ir.Value:
+        return self.emitter.builder.fcmp_ordered("<", self.value, self._other(other))
+
+    def where(self, condition: ir.Value, other) -> "Lanes":
+        """This where ``condition`` holds, else ``other``."""
+        return self._new(self.emitter.builder.select(condition, self.value, self._other(other)))
+
+
+# Taylor coefficients of sin(pi t) / t and cos(pi t) in t^2, enough for |t| <= 1/4 in double precision.
+_SINE = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(9)]
+_COSINE = [(-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k) for k in range(10)]
+
+
+def sincospi(x: Lanes) -> tuple[Lanes, Lanes]:
+    """sin(pi x) and cos(pi x): x less its nearest half, a polynomial, and the quadrant."""
+    half_turns = (x * 2.0).call("rint")
+    t = x - half_turns * 0.5
+    square = t * t
+    sine, cosine = (_horner(coefficients, square) for coefficients in (_SINE, _COSINE))
+    sine = sine * t
+    # quadrant q = half_turns mod 4; odd quadrants exchange the two, and signs follow
+    quadrant = half_turns - (half_turns * 0.25).call("floor") * 4.0
+    odd = (quadrant - (quadrant * 0.5).call("floor") * 2.0).less(0.5)
+    first, second = sine.where(odd, cosine), cosine.where(odd, sine)
+    upper = quadrant.less(1.5)
+    middle = (quadrant - 1.5).call("fabs").less(1.0)
+    return first.where(upper, first * -1.0), (second * -1.0).where(middle, second)
+
+
+def _horner(coefficients: list[float], x: Lanes) -> Lanes:
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
+        value = value * x + coefficient
+    return value

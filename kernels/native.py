@@ -109,21 +109,27 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return _pool[2]
 
 
-def launch(kernel, tensors: list[torch.Tensor], row_ptr: torch.Tensor, minimum_work: int = 256) -> None:
-    """Run ``kernel`` over all rows of ``row_ptr``, shared out evenly by entries among PyTorch's number of threads."""
+def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:
+    """Run ``kernel`` over all rows, shared out among PyTorch's number of threads.
+
+    Args:
+        tensors: what the kernel works on.
+        rows: the number of rows, or row pointers (CSR), whose entries are then shared out evenly.
+        minimum_work: rows and entries that are worth a thread.
+    """
     arguments = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
-    num_rows = row_ptr.shape[0] - 1
     pointer = arguments.ctypes.data
+    num_rows = rows if isinstance(rows, int) else rows.shape[0] - 1
     threads = min(torch.get_num_threads(), num_rows)
     if threads > 1:
-        ends = row_ptr.numpy()
-        work = int(ends[-1]) + num_rows
+        load = None if isinstance(rows, int) else rows.numpy() + np.arange(num_rows + 1)
+        work = num_rows if load is None else int(load[-1])
         threads = min(threads, max(1, work // minimum_work))
     if threads <= 1:
         kernel(pointer, 0, num_rows)
         return
-    load = ends + np.arange(num_rows + 1)
-    bounds = [0, *np.searchsorted(load, work * np.arange(1, threads) / threads).tolist(), num_rows]
+    shares = work * np.arange(threads + 1) // threads
+    bounds = (shares if load is None else np.searchsorted(load, shares)).tolist()
     pool = _threads(threads - 1)
     others = [pool.submit(kernel, pointer, bounds[i], bounds[i + 1]) for i in range(1, threads)]
     kernel(pointer, bounds[0], bounds[1])

@@ -21,5 +21,4 @@ class EdgeEmbedding(nn.Module):
 
     def forward(self, vectors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(E, 3) float64 -> (E, (l_max + 1)^2) and (E, num_bessels) of ``dtype``."""
-        angular, radial = self.operations.edge_basis(vectors, self.r_max, self.roots, self.p, self.l_max)
-        return angular.to(dtype), radial.to(dtype)
+        return self.operations.edge_basis(vectors, self.r_max, self.roots, self.p, self.l_max, dtype)

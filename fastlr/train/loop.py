@@ -84,7 +84,10 @@ def train(
         model = build_model(model_config)
         if weights is not None:
             load_state(model, weights, settings.training.start_from)
-        operations = resolve(settings.training.backend, _accelerator(settings.training), model_config.torch_dtype)
+        left_out = {"edge_basis": "Bessel roots are trained"} if model_config.bessel_trainable else {}
+        operations = resolve(
+            settings.training.backend, _accelerator(settings.training), model_config.torch_dtype, left_out
+        )
         model.use(operations)
         parity = ", ".join(f"{row.operation} {row.error:.1e}" for row in check_parity(model, operations))
         progress.say(f"backend '{operations.backend}'" + (f", parity with the reference: {parity}" if parity else ""))

@@ -41,7 +41,9 @@ def spherical_harmonics(directions: Tensor, l_max: int) -> Tensor:
     return torch.cat(harmonics, dim=1)
 
 
-def edge_basis(vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: int) -> tuple[Tensor, Tensor]:
+def edge_basis(
+    vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Angular and radial basis of edge vectors.
 
     Args:
@@ -50,13 +52,15 @@ def edge_basis(vectors: Tensor, r_max: float, roots: Tensor, p: float, l_max: in
         roots: (num_bessels,) roots of the Bessel basis.
         p: power of the polynomial cutoff.
         l_max: highest degree of the spherical harmonics.
+        dtype: float type of the results; default: that of ``vectors``.
 
     Returns:
         (E, (l_max + 1)^2) spherical harmonics, "component" normalisation, degree after degree, and
-        (E, num_bessels) Bessel functions times the cutoff and 2 pi / r_max^2. Both in the dtype of ``vectors``.
+        (E, num_bessels) Bessel functions times the cutoff and 2 pi / r_max^2.
     """
     lengths = torch.linalg.vector_norm(vectors, dim=1)
     angular = spherical_harmonics(vectors / lengths[:, None], l_max)
     x = lengths / r_max
     radial = bessel_basis(x, roots) * polynomial_cutoff(x, p)[:, None] * (2.0 * math.pi / r_max**2)
-    return angular, radial
+    dtype = dtype or vectors.dtype
+    return angular.to(dtype), radial.to(dtype)

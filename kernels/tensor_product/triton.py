@@ -6,17 +6,16 @@ nothing is scattered and no atomics are needed; ``edge_gradients`` runs one prog
 sums over the channels at the end. Neither the number of nodes nor that of edges is compiled in.
 """
 
-import linecache
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..adjacency import Adjacency
+from ..triton_source import FLOAT, Source
 from ..tuning import fastest
 from .program import Contraction, Program, numbered
 
@@ -118,7 +117,7 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
     dims = program.irreps_in.dim, program.irreps_out.dim
     v_dim, out_dim = dims[::-1] if transposed else dims
     mul = paths[0].mul
-    body = Source("gather", ["out", "ptr", "edge", "node", *w_names, *y_names, *v_names])
+    body = Source("gather", ["out", "ptr", "edge", "node", *w_names, *y_names, *v_names, "BLOCK: tl.constexpr"])
     body("n = tl.program_id(0).to(tl.int64)")
     body("u = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)")
     body(f"inside = u < {mul}")
@@ -171,7 +170,7 @@ def edge_gradients_kernel(program: Program, terms: tuple, dtype: torch.dtype, pe
     """
     w_names, y_names, v_names = names(terms)
     indices = ["destination", "node"] if per_edge else ["ptr", "edge", "node"]
-    body = Source("edge_gradients", ["dw", "dy", *indices, "g", *w_names, *y_names, *v_names])
+    body = Source("edge_gradients", ["dw", "dy", *indices, "g", *w_names, *y_names, *v_names, "BLOCK: tl.constexpr"])
     if per_edge:
         body("e = tl.program_id(0).to(tl.int64)")
         body("n = tl.load(destination + e).to(tl.int64)")
@@ -187,7 +186,7 @@ def edge_gradients_kernel(program: Program, terms: tuple, dtype: torch.dtype, pe
     return body.kernel()
 
 
-def _edge(body: "Source", program: Program, terms: tuple, dtype: torch.dtype) -> None:
+def _edge(body: Source, program: Program, terms: tuple, dtype: torch.dtype) -> None:
     w_names, y_names, v_names = names(terms)
     y_dim = program.irreps_edge.dim
     body("source = tl.load(node + e).to(tl.int64)")
@@ -234,9 +233,6 @@ def _edge(body: "Source", program: Program, terms: tuple, dtype: torch.dtype) ->
         body(f"tl.store(dy + e * {y_dim} + {j}, tl.sum(sum_{j}, axis=0))")
 
 
-FLOAT = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
-
-
 def names(terms: tuple) -> tuple[list[str], ...]:
     """Parameter names of all w, all Y and all v."""
     return tuple(
@@ -248,34 +244,3 @@ def names(terms: tuple) -> tuple[list[str], ...]:
 def scaled(combination: tuple, name: str) -> str:
     """An entry of M(Y)."""
     return "(" + " + ".join(f"{coefficient!r} * {name}_{j}" for j, coefficient in combination) + ")"
-
-
-class Source:
-    """The text of a kernel, written line by line."""
-
-    def __init__(self, name: str, parameters: list[str]):
-        self.name, self.parameters = name, parameters
-        self.lines, self.depth = [f"def {name}({', '.join(parameters)}, BLOCK: tl.constexpr):"], 1
-
-    def __call__(self, line: str) -> None:
-        self.lines.append("    " * self.depth + line)
-
-    def indented(self):
-        return self
-
-    def __enter__(self):
-        self.depth += 1
-
-    def __exit__(self, *_):
-        self.depth -= 1
-
-    def kernel(self):
-        """The Triton function. Its text is kept where Python's ``inspect`` looks for it."""
-        text = "\n".join(self.lines) + "\n"
-        filename = f"<fastlr {self.name} {abs(hash(text)):x}>"
-        linecache.cache[filename] = len(text), None, text.splitlines(keepends=True), filename
-        scope = {"tl": tl}
-        exec(compile(text, filename, "exec"), scope)
-        function = triton.jit(scope[self.name])
-        function.text = text
-        return function

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -26,19 +25,6 @@ ODD = {
 PROGRAMS = {name: problem.reduced() for name, problem in PROBLEMS.items()} | {
     name: Program(*signature) for name, signature in ODD.items()
 }
-
-
-@pytest.fixture(params=["cpu", "triton"])
-def device(request, monkeypatch):
-    """The device of each target in turn; without a GPU Triton's interpreter stands in for it, on CPU tensors."""
-    if request.param == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    monkeypatch.setitem(op._KERNELS, "cpu", ".triton")
-    return "interpreter"
 
 
 def tensors_on(device: str, tensors):

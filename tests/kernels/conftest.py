@@ -1,0 +1,22 @@
+"""The two targets of the generated kernels."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from fastlr.kernels.edge_basis import op as edge_basis
+from fastlr.kernels.tensor_product import op as tensor_product
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def device(request, monkeypatch):
+    """The device of each target in turn; without a GPU Triton's interpreter stands in for it, on CPU tensors."""
+    if request.param == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    for op in (edge_basis, tensor_product):
+        monkeypatch.setitem(op._KERNELS, "cpu", ".triton")
+    return "interpreter"
