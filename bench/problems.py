@@ -20,13 +20,14 @@ class Problem:
 
     Attributes:
         signature: irreps of the nodes, of the edges, and of the outputs wanted.
-        graph: makes (2, E) destinations and sources, sorted, and the number of nodes.
+        graph: makes (2, E) destinations and sources, sorted, and the number of nodes. Crystals take a limit of the
+            number of edges, and are then smaller.
     """
 
     name: str
     about: str
     signature: tuple[str, str, str]
-    graph: Callable[[], tuple[torch.Tensor, int]]
+    graph: Callable[..., tuple[torch.Tensor, int]]
 
     @property
     def program(self) -> Program:
@@ -65,9 +66,10 @@ def rock_salt() -> tuple[torch.Tensor, int]:
 
 
 @cache
-def diamond() -> tuple[torch.Tensor, int]:
-    """1,000 atoms of diamond, a = 3.567 Å, r = 6 Å: 158,000 edges."""
-    return neighbours([bulk("C", "diamond", a=3.567, cubic=True).repeat(5)], 6.0)
+def diamond(max_edges: int | None = None) -> tuple[torch.Tensor, int]:
+    """1,000 atoms of diamond, a = 3.567 Å, r = 6 Å: 158,000 edges. With a limit, the largest cell that keeps it."""
+    fits = [n for n in range(1, 6) if max_edges is None or 158 * 8 * n**3 <= max_edges]
+    return neighbours([bulk("C", "diamond", a=3.567, cubic=True).repeat(max(fits, default=1))], 6.0)
 
 
 @cache
@@ -145,12 +147,7 @@ def inputs(program: Program, num_nodes: int, num_edges: int, dtype=torch.float32
     ]
 
 
-def limited(edge_index: torch.Tensor, num_edges: int | None) -> torch.Tensor:
-    """The first ``num_edges`` edges, whole graph if None."""
-    return edge_index if num_edges is None else edge_index[:, :num_edges]
-
-
-def adjacency(problem: Problem, num_edges: int | None = None, device="cpu") -> Adjacency:
-    """The graph of a problem, cut to its first ``num_edges`` edges."""
-    edge_index, num_nodes = problem.graph()
-    return Adjacency.from_edges(limited(edge_index, num_edges), num_nodes).to(device)
+def adjacency(problem: Problem, max_edges: int | None = None, device="cpu") -> Adjacency:
+    """The graph of a problem."""
+    edge_index, num_nodes = problem.graph(max_edges) if problem.graph is diamond else problem.graph()
+    return Adjacency.from_edges(edge_index, num_nodes).to(device)

@@ -9,6 +9,7 @@ import typer
 import fastlr
 from fastlr.errors import FastlrError
 
+from .bench import bench
 from .doctor import doctor
 from .info import info
 from .md import md
@@ -36,6 +37,7 @@ if find_spec("fastlr.cli.train") is not None:
     app.command()(train)
 app.command()(info)
 app.command()(doctor)
+app.add_typer(bench)
 
 
 @app.callback(invoke_without_command=True)

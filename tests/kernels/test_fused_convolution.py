@@ -322,8 +322,8 @@ from fastlr.bench.problems import PROBLEMS, adjacency, inputs
 from fastlr.kernels.tensor_product.op import FusedConvolution
 torch.set_num_threads(2)
 problem = PROBLEMS["nequip-S"]
-edges = adjacency(problem, 4000)
-leaves = inputs(problem.program, 1000, 4000)
+edges = adjacency(problem, 11000)
+leaves = inputs(problem.program, 64, 10112)
 expected = FusedConvolution(problem.program)(*leaves, edges)
 child = os.fork()
 if child == 0:

@@ -1,0 +1,123 @@
+"""Whole models: energies and forces beside the ``nequip`` package, and training steps of one backend beside another."""
+
+from collections.abc import Callable
+
+import torch
+from ase import Atoms
+from ase.build import bulk
+
+from fastlr.backends import resolve
+from fastlr.models import build_model, parse_config
+from fastlr.models.derivatives import evaluate
+from fastlr.parity import relative_rms
+from fastlr.potential import Potential
+
+from .timing import alternate
+
+NEQUIP = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": 32}
+NEQUIP_LR = {"kind": "nequip-lr", "species": ["Na", "Cl"], "r_max": 5.0, "l_max": 2, "parity": True,
+             "num_features": 32, "num_charge_layers": 1, "num_layers": 2, "avg_num_neighbors": 26.0}  # fmt: skip
+
+
+def rock_salt(repeat: int = 4) -> Atoms:
+    """8 repeat^3 atoms of rattled NaCl."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(repeat)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0, say: Callable = print) -> dict:
+    """Energy and forces of NaCl by ``nequip`` and by each CPU backend with the same weights; neighbour list given.
+
+    Both sides evaluate energy, forces and stress, checked to 1e-5 in float32.
+    """
+    from nequip.data import AtomicDataDict, from_ase
+    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+    from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    from fastlr.interop.nequip import from_nequip
+
+    set_global_state()
+    atoms, species = rock_salt(repeat), ["Na", "Cl"]
+    model = NequIPGNNModel(
+        seed=0, model_dtype="float32", r_max=r_max, type_names=species, avg_num_neighbors=26.0, **NEQUIP
+    )  # fmt: skip
+    data = NeighborListTransform(r_max=r_max)(
+        ChemicalSpeciesToAtomTypeMapper(model_type_names=species)(from_ase(atoms))
+    )
+    data = AtomicDataDict.with_batch_(data)
+
+    def by_nequip():
+        out = model(dict(data))
+        return out["total_energy"].detach(), out["forces"].detach()
+
+    runs, errors = {"nequip": by_nequip}, {}
+    energy, forces = by_nequip()
+    for backend in ("reference", "cpu"):
+        potential = from_nequip(model)
+        potential.use(backend)
+        graph = potential.graph(atoms)
+
+        def run(potential=potential, graph=graph):
+            out = evaluate(potential.model, graph)
+            return out["energy"], out["forces"]
+
+        ours = run()
+        errors[backend] = {
+            "energy_eV_per_atom": float((ours[0] - energy.flatten()).abs() / len(atoms)),
+            "forces": relative_rms(ours[1], forces),
+        }
+        if errors[backend]["forces"] > 1e-5:
+            say(f"  {backend}: NOT TIMED, forces differ by {errors[backend]['forces']:.1e}")
+            continue
+        runs[f"fastlr {backend}"] = run
+    times = {"energy, forces, stress": alternate(runs, seconds=seconds)}
+    return {
+        "problem": f"NequIP 3 layers, l_max 2, 32 features, r {r_max:g} Å",
+        "nodes": len(atoms),
+        "edges": int(data["edge_index"].shape[1]),
+        "errors": errors,
+        "times": times,
+    }
+
+
+def training_step(config: dict = NEQUIP_LR, repeat: int = 2, copies: int = 4, seconds: float = 10.0) -> dict:
+    """One training step (energy, forces, charges; gradients of all weights) by the backends ``reference`` and ``cpu``.
+
+    The gradients are checked to 1e-4 in float32.
+    """
+    structures = []
+    for seed in range(copies):
+        atoms = rock_salt(repeat)
+        atoms.rattle(0.05, seed=seed)
+        structures.append(atoms)
+    graph = Potential(build_model(parse_config(config)), backend="reference").graph(structures)
+    target = torch.randn(graph.num_nodes, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    runs, gradients = {}, {}
+    for backend in ("reference", "cpu"):
+        torch.manual_seed(0)
+        parsed = parse_config(config)
+        model = build_model(parsed, resolve(backend, dtype=parsed.torch_dtype))
+        def step(model=model):
+            model.zero_grad()
+            out = evaluate(model, graph, create_graph=True)
+            loss = (out["energy"] ** 2).mean() + ((out["forces"] - target) ** 2).sum()
+            if "charges" in out:
+                loss = loss + (out["charges"] ** 2).sum()
+            loss.backward()
+            return loss
+
+        step()
+        gradients[backend] = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+        runs[backend] = step
+    error = relative_rms(gradients["cpu"], gradients["reference"])
+    if error > 1e-4:
+        raise AssertionError(f"gradients of the backends differ by {error:.1e}")
+    return {
+        "problem": f"training step, {config['kind']}, {copies} x {8 * repeat**3} atoms of NaCl",
+        "nodes": graph.num_nodes,
+        "edges": graph.num_edges,
+        "errors": {"cpu": {"gradient of all weights": error}},
+        "times": {"step": alternate(runs, seconds=seconds)},
+    }

@@ -1,0 +1,44 @@
+"""Results of a benchmark as a JSON file, and as a table to read."""
+
+import json
+import os
+from pathlib import Path
+
+from . import machine
+
+
+def save(path: str | Path, name: str, results: list[dict], device: str = "cpu") -> None:
+    """Write results with the machine, its limits and all versions; the file appears when it is whole."""
+    path = Path(path)
+    record = {"benchmark": name, "machine": machine.describe(device), "limits": machine.limits(device)}
+    record["results"] = [with_floors(result, record["limits"]) for result in results]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def with_floors(result: dict, limits: dict) -> dict:
+    """Adds how long the machine would need for the bytes and for the operations alone, in ms."""
+    floor = result.get("floor")
+    if not floor:
+        return result
+    times = {}
+    for phase in ("forward", "backward"):
+        by_bytes = floor[f"{phase}_bytes"] / limits["copy_GB_per_s"] / 1e6
+        by_operations = floor[f"{phase}_operations"] / limits["float32_GFLOP_per_s"] / 1e6
+        times[phase] = {"bytes_ms": by_bytes, "operations_ms": by_operations}
+    return result | {"floor": floor | times}
+
+
+def table(results: list[dict]) -> str:
+    """Median times and speedups, one line a problem and phase, in Markdown."""
+    names = list(dict.fromkeys(name for result in results for phase in result["times"].values() for name in phase))
+    lines = ["| problem | phase | " + " | ".join(f"{name} (ms)" for name in names) + " | speedup |"]
+    lines.append("|---" * (3 + len(names)) + "|")
+    for result in results:
+        for phase, rows in result["times"].items():
+            cells = [f"{rows[name]['ms']['median']:.3g}" if name in rows else "" for name in names]
+            speedups = [f"{name} {row['speedup']['median']:.1f}x" for name, row in rows.items() if "speedup" in row]
+            lines.append(f"| {result['problem']} | {phase} | " + " | ".join(cells) + f" | {', '.join(speedups)} |")
+    return "\n".join(lines)

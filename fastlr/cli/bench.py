@@ -1,0 +1,72 @@
+"""fastlr bench: measure this machine, beside the packages that are installed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastlr.errors import InputError
+
+bench = typer.Typer(
+    name="bench", help="Measure the kernels and models here, checked before they are timed.", no_args_is_help=True
+)
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the results.")]
+SecondsOption = Annotated[float, typer.Option(help="Time for each comparison.")]
+
+
+@bench.command()
+def convolution(
+    problem: Annotated[list[str] | None, typer.Option(help="Named problem, more than once for several.")] = None,
+    against: Annotated[str, typer.Option(help="Contestants, the first being what the others are compared with.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    max_edges: Annotated[int | None, typer.Option(help="Smaller crystals, for peers that need much memory.")] = None,
+    seconds: SecondsOption = 3.0,
+    output: OutputOption = None,
+) -> None:
+    """The tensor-product convolution: forward, with gradients, and with second derivatives."""
+    import torch
+
+    from fastlr.bench.convolution import run_problem
+    from fastlr.bench.problems import PROBLEMS
+
+    unknown = [name for name in problem or [] if name not in PROBLEMS]
+    if unknown:
+        raise InputError(f"there is no problem '{unknown[0]}'; there are {', '.join(PROBLEMS)}")
+    default = "e3nn,cpu" if device == "cpu" else "e3nn,cuequivariance,openequivariance,triton"
+    results = []
+    for name in problem or PROBLEMS:
+        print(f"{name}: {PROBLEMS[name].about}")
+        wanted = tuple((against or default).split(","))
+        options = {"device": device, "dtype": getattr(torch, dtype), "max_edges": max_edges, "seconds": seconds}
+        results.append(run_problem(name, wanted=wanted, **options))
+    _finish("convolution", results, output, device)
+
+
+@bench.command()
+def model(
+    repeat: Annotated[int, typer.Option(help="Cells of NaCl along each axis; 4 gives 512 atoms.")] = 4,
+    seconds: SecondsOption = 20.0,
+    output: OutputOption = None,
+) -> None:
+    """Energy, forces and stress of a NequIP model, beside the nequip package with the same weights."""
+    from fastlr.bench.models import nequip_inference
+
+    _finish("model", [nequip_inference(repeat, seconds=seconds)], output, "cpu")
+
+
+@bench.command()
+def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
+    """A training step of NequIP-LR with the backends reference and cpu."""
+    from fastlr.bench.models import training_step
+
+    _finish("training", [training_step(seconds=seconds)], output, "cpu")
+
+
+def _finish(name: str, results: list[dict], output: Path | None, device: str) -> None:
+    from fastlr.bench.report import save, table
+
+    print(table(results))
+    if output:
+        save(output, name, results, device)
+        print(f"wrote {output}")
