@@ -8,6 +8,7 @@ from fastlr.backends import Operations
 from fastlr.graph import Graph
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
+from fastlr.nn.linear import NodeAttributes
 from fastlr.nn.mlp import ScalarMLP
 from fastlr.nn.scale_shift import ScaleShift
 
@@ -42,7 +43,7 @@ class InteractionStack(nn.Module):
         neighbours = torch.tensor(config.of_species(config.avg_num_neighbors), dtype=torch.float64)
         self.register_buffer("norm", neighbours.rsqrt()[:, None].to(config.torch_dtype))
 
-    def forward(self, x: Tensor, attributes: Tensor, angular: Tensor, radial: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, attributes: NodeAttributes, angular: Tensor, radial: Tensor, graph: Graph) -> Tensor:
         norm, edges = self.norm.index_select(0, graph.species), graph.adjacency
         for layer in self.layers:
             x = layer(x, attributes, angular, radial, edges, norm)
@@ -76,9 +77,10 @@ class NequIP(nn.Module):
             energy: (B,) float64, eV.
             atomic_energies: (N,) float64, eV.
         """
-        attributes = self.type_embedding(graph.species)
-        angular, radial = self.edge_embedding(graph.edge_vectors(), attributes.dtype)
-        x = self.stack(attributes, attributes, angular, radial, graph)
+        attributes = NodeAttributes(self.type_embedding.weight, graph.species)
+        types = attributes.dense()
+        angular, radial = self.edge_embedding(graph.edge_vectors(), types.dtype)
+        x = self.stack(types, attributes, angular, radial, graph)
         atomic_energies = self.scale_shift(self.readout(x)[:, 0], graph.species)
         return {"energy": graph.sum_nodes(atomic_energies), "atomic_energies": atomic_energies}
 

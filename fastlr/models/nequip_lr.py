@@ -8,6 +8,7 @@ from fastlr.backends import Operations
 from fastlr.graph import Graph
 from fastlr.nn.charge_encoding import ChargeEncoding
 from fastlr.nn.charge_equilibration import ChargeEquilibration
+from fastlr.nn.linear import NodeAttributes
 from fastlr.nn.mlp import ScalarMLP
 from fastlr.nn.scale_shift import ScaleShift
 
@@ -92,20 +93,21 @@ class NequIPLR(nn.Module):
             electronegativities: (N,) float64, eV/e.
             coulomb_energy: (B,) float64, eV.
         """
-        types = self.type_embedding(graph.species)
+        attributes = NodeAttributes(self.type_embedding.weight, graph.species)
+        types = attributes.dense()
         angular, radial = self.edge_embedding(graph.edge_vectors(), types.dtype)
 
-        x = self.charge_stack(types, types, angular, radial, graph)
+        x = self.charge_stack(types, attributes, angular, radial, graph)
         scalars = x[:, : self.config.channels[0]]
         chi = self.electronegativity_scale_shift(self.electronegativity_readout(scalars)[:, 0], graph.species)
         equilibrated = self.equilibration(graph, chi)
 
         encoding = self.charge_encoding(equilibrated["charges"].to(types.dtype))
-        attributes = torch.cat([types, encoding], dim=1)
+        attributes = attributes._replace(own=encoding)
         if self.config.reuse_features:
             x = torch.cat([scalars, encoding, x[:, scalars.shape[1] :]], dim=1)
         else:
-            x = attributes
+            x = attributes.dense()
         x = self.energy_stack(x, attributes, angular, radial, graph)
         atomic_energies = self.scale_shift(self.readout(x)[:, 0], graph.species)
         if self.config.site_energy:

@@ -9,7 +9,7 @@ from fastlr.kernels.adjacency import Adjacency
 from fastlr.kernels.tensor_product.program import Program
 
 from .gate import Gate
-from .linear import Linear, SelfConnection, unique_irreps
+from .linear import Linear, NodeAttributes, SelfConnection, unique_irreps
 from .mlp import ScalarMLP
 
 
@@ -52,13 +52,13 @@ class InteractionLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, attributes: Tensor, angular: Tensor, radial: Tensor, edges: Adjacency, norm: Tensor
+        self, x: Tensor, attributes: NodeAttributes, angular: Tensor, radial: Tensor, edges: Adjacency, norm: Tensor
     ) -> Tensor:
         """One layer.
 
         Args:
             x: (N, irreps_in.dim) node features.
-            attributes: (N, num_attributes).
+            attributes: of the atoms.
             angular: (E, irreps_edge.dim).
             radial: (E, num_bessels), zero at the cutoff.
             edges: the graph.

@@ -1,6 +1,7 @@
 """Equivariant linear maps on component-major features (blocks of (2l+1, channels))."""
 
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from e3nn.o3 import Irreps
@@ -41,6 +42,25 @@ class Linear(nn.Module):
         return torch.cat(out, dim=1)
 
 
+class NodeAttributes(NamedTuple):
+    """Scalar attributes of N atoms: a row of features for each species, and what else an atom has of its own.
+
+    Attributes:
+        table: (number of species, F).
+        species: (N,) row of each atom.
+        own: (N, G), or None.
+    """
+
+    table: Tensor
+    species: Tensor
+    own: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """(N, F + G)."""
+        rows = self.table.index_select(0, self.species)
+        return rows if self.own is None else torch.cat([rows, self.own], dim=1)
+
+
 class SelfConnection(nn.Module):
     """Mix channels by a matrix that depends on the node attributes: z[k, w] = sum_uv W[u, v, w] x[k, u] a[v] / norm.
 
@@ -60,18 +80,44 @@ class SelfConnection(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, attributes: Tensor) -> Tensor:
-        """(N, irreps_in.dim), (N, num_attributes) -> (N, irreps_out.dim)."""
+    def forward(self, x: Tensor, attributes: NodeAttributes) -> Tensor:
+        """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
         out = []
+        # the product of all pairs of channels and attributes is the larger matrix unless the species are many
+        mix = self._by_species if attributes.table.shape[0] <= self.num_attributes else self._by_outer_product
         for ir, block, mul_in, mul_out in self.blocks:
             if mul_in:
-                norm = 1.0 / sqrt(mul_in * self.num_attributes)
-                outer = x[:, block].reshape(-1, ir.dim, mul_in, 1) * (attributes * norm)[:, None, None, :]
-                z = outer.reshape(-1, mul_in * self.num_attributes) @ self.weights[str(ir)].flatten(0, 1)
-                out.append(z.view(-1, ir.dim * mul_out))
+                weights = self.weights[str(ir)] * (1.0 / sqrt(mul_in * self.num_attributes))
+                out.append(mix(x[:, block], ir.dim, weights, attributes).view(-1, ir.dim * mul_out))
             else:
                 out.append(x.new_zeros(x.shape[0], ir.dim * mul_out))
         return torch.cat(out, dim=1)
+
+    @staticmethod
+    def _by_species(x: Tensor, dim: int, weights: Tensor, attributes: NodeAttributes) -> Tensor:
+        """One matrix a species, acting on all atoms, of which the right result is then taken."""
+        table, species, own = attributes
+        (num_species, features), num_nodes = table.shape, species.shape[0]
+        mul_in, _, mul_out = weights.shape
+        x = x.reshape(num_nodes * dim, mul_in)
+        matrices = torch.einsum("sv,uvw->suw", table, weights[:, :features])
+        mixed = (x @ matrices).view(num_species * num_nodes, dim * mul_out)
+        atoms = torch.arange(num_nodes, device=species.device)
+        z = mixed.index_select(0, species * num_nodes + atoms).view(-1, mul_out)
+        if own is not None:
+            number = own.shape[1]
+            further = x @ weights[:, features:].reshape(mul_in, number * mul_out)
+            further = further.view(num_nodes, dim, number, mul_out) * own[:, None, :, None]
+            z = z + further.sum(dim=2).view(-1, mul_out)
+        return z
+
+    @staticmethod
+    def _by_outer_product(x: Tensor, dim: int, weights: Tensor, attributes: NodeAttributes) -> Tensor:
+        dense = attributes.dense()
+        mul_in, number, _ = weights.shape
+        num_nodes = dense.shape[0]
+        outer = x.reshape(num_nodes, dim, mul_in, 1) * dense[:, None, None, :]
+        return outer.view(-1, mul_in * number) @ weights.flatten(0, 1)
 
 
 def _matching_blocks(irreps_in: Irreps, irreps_out: Irreps) -> list[tuple]:
