@@ -99,6 +99,7 @@ def training_step(config: dict = NEQUIP_LR, repeat: int = 2, copies: int = 4, se
         torch.manual_seed(0)
         parsed = parse_config(config)
         model = build_model(parsed, resolve(backend, dtype=parsed.torch_dtype))
+
         def step(model=model):
             model.zero_grad()
             out = evaluate(model, graph, create_graph=True)

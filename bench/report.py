@@ -1,5 +1,6 @@
 """Results of a benchmark as a JSON file, and as a table to read."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,18 @@ def save(path: str | Path, name: str, results: list[dict], device: str = "cpu") 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def save_csv(path: str | Path, rows: list[dict]) -> None:
+    """Write rows with the same keys; the file appears when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     partial.replace(path)
 
 

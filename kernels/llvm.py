@@ -1,6 +1,5 @@
 """Kernels under construction: llvmlite's instruction builder with loops, memory in units of one float, and vectors."""
 
-import math
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -225,31 +224,3 @@ class Lanes:
     def where(self, condition: ir.Value, other) -> "Lanes":
         """This where ``condition`` holds, else ``other``."""
         return self._new(self.emitter.builder.select(condition, self.value, self._other(other)))
-
-
-# Taylor coefficients of sin(pi t) / t and cos(pi t) in t^2, enough for |t| <= 1/4 in double precision.
-_SINE = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(9)]
-_COSINE = [(-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k) for k in range(10)]
-
-
-def sincospi(x: Lanes) -> tuple[Lanes, Lanes]:
-    """sin(pi x) and cos(pi x): x less its nearest half, a polynomial, and the quadrant."""
-    half_turns = (x * 2.0).call("rint")
-    t = x - half_turns * 0.5
-    square = t * t
-    sine, cosine = (_horner(coefficients, square) for coefficients in (_SINE, _COSINE))
-    sine = sine * t
-    # quadrant q = half_turns mod 4; odd quadrants exchange the two, and signs follow
-    quadrant = half_turns - (half_turns * 0.25).call("floor") * 4.0
-    odd = (quadrant - (quadrant * 0.5).call("floor") * 2.0).less(0.5)
-    first, second = sine.where(odd, cosine), cosine.where(odd, sine)
-    upper = quadrant.less(1.5)
-    middle = (quadrant - 1.5).call("fabs").less(1.0)
-    return first.where(upper, first * -1.0), (second * -1.0).where(middle, second)
-
-
-def _horner(coefficients: list[float], x: Lanes) -> Lanes:
-    value = x * coefficients[-1] + coefficients[-2]
-    for coefficient in reversed(coefficients[:-2]):
-        value = value * x + coefficient
-    return value

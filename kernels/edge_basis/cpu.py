@@ -113,8 +113,8 @@ class _Operations:
             square, rest = square * square, rest // 2
         return result
 
-    def sincospi(self, x: Lanes) -> tuple[Lanes, Lanes]:
-        return llvm.sincospi(x)
+    def floor(self, x: Lanes) -> Lanes:
+        return x.call("floor")
 
     def step(self, x: Lanes) -> Lanes:
         return self.constant(1.0).where(x.less(1.0), 0.0)

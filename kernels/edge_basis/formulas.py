@@ -27,8 +27,7 @@ class Operations(Protocol):
 
     def power(self, x, exponent: float) -> Any: ...
 
-    def sincospi(self, x) -> tuple[Any, Any]:
-        """sin(pi x) and cos(pi x)."""
+    def floor(self, x) -> Any: ...
 
     def step(self, x) -> Any:
         """1 where x < 1, else 0."""
@@ -115,6 +114,36 @@ def direction(v, ops: Operations):
     return inverse, [component * inverse for component in v]
 
 
+# Taylor coefficients of sin(pi t) / t and cos(pi t) in t^2, enough for |t| <= 1/4 in double precision.
+_SINE = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(9)]
+_COSINE = [(-1) ** k * math.pi ** (2 * k) / math.factorial(2 * k) for k in range(10)]
+
+
+def sincospi(x, ops: Operations):
+    """sin(pi x) and cos(pi x): x less its nearest half, which is exact, two polynomials, and the quadrant.
+
+    The library functions of GPUs would spend most of their registers on arguments that do not occur here.
+    """
+    half_turns = ops.floor(x * 2.0 + 0.5)
+    t = x - half_turns * 0.5
+    square = t * t
+    sine, cosine = _horner(_SINE, square) * t, _horner(_COSINE, square)
+    quadrant = half_turns - ops.floor(half_turns * 0.25) * 4.0
+    even = ops.step(quadrant - ops.floor(quadrant * 0.5) * 2.0)
+    odd = 1.0 - even
+    sine_sign = ops.step(quadrant * 0.5) * 2.0 - 1.0
+    centred = quadrant - 1.5
+    cosine_sign = 1.0 - ops.step(centred * centred) * 2.0
+    return (sine * even + cosine * odd) * sine_sign, (cosine * even + sine * odd) * cosine_sign
+
+
+def _horner(coefficients: list[float], x):
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
+        value = value * x + coefficient
+    return value
+
+
 def radial(r_inverse, v, roots, basis: Basis, ops: Operations, orders: int) -> list[list]:
     """Radial functions R_m and their first ``orders`` derivatives by r: a list for each m."""
     x = dot(v, v) * r_inverse * (1.0 / basis.r_max)
@@ -130,7 +159,7 @@ def radial(r_inverse, v, roots, basis: Basis, ops: Operations, orders: int) -> l
     ]
     result = []
     for root in roots:
-        sine, cosine = ops.sincospi(root * x)
+        sine, cosine = sincospi(root * x, ops)
         values = [sine * (1.0 / math.pi) * x_inverse]  # b = sin(n pi x) / (pi x)
         if orders > 0:
             values.append((root * cosine - values[0]) * x_inverse)

@@ -5,7 +5,6 @@ the vectors, and ``edge_basis_double_backward`` the gradients of h . grad phi, w
 Vectors are float64 and all arithmetic is; Y and R are rounded to the model's float type at the end.
 """
 
-import math
 from importlib import import_module
 
 import torch
@@ -140,8 +139,8 @@ class _TorchOperations:
     def power(self, x: Tensor, exponent: float) -> Tensor:
         return x**exponent
 
-    def sincospi(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.sin(math.pi * x), torch.cos(math.pi * x)
+    def floor(self, x: Tensor) -> Tensor:
+        return torch.floor(x)
 
     def step(self, x: Tensor) -> Tensor:
         return (x < 1.0).to(x.dtype)

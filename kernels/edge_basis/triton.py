@@ -130,10 +130,8 @@ class _Operations:
             square, rest = square * square, rest // 2
         return result
 
-    def sincospi(self, x: _Name) -> tuple[_Name, _Name]:
-        # reduced to half a turn about zero first, which is exact
-        turn = self.named(f"{x.name} - 2.0 * tl.floor(0.5 * {x.name} + 0.5)") * 3.141592653589793
-        return self.named(f"tl.sin({turn.name})"), self.named(f"tl.cos({turn.name})")
+    def floor(self, x: _Name) -> _Name:
+        return self.named(f"tl.floor({x.name})")
 
     def step(self, x: _Name) -> _Name:
         return self.named(f"tl.where({x.name} < 1.0, 1.0, 0.0)")
