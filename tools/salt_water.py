@@ -102,7 +102,7 @@ def draw(path: Path, times, energies, drift, frames: list[Atoms], title: str) ->
         )
     middle.set(xlabel="charge (e)", ylabel="fraction of atoms", title="Charges by species", xlim=(-1.1, 1.1))
     middle.set_ylim(top=1.45 * middle.get_ylim()[1])  # room for the legend
-    middle.legend(frameon=False, loc="upper center", ncols=2)
+    middle.legend(frameon=False, loc="upper center", ncols=2, handlelength=1.0, columnspacing=1.2)
 
     r, g = radial_distribution(frames, "O")
     right.plot(r, g, color="tab:red")

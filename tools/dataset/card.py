@@ -77,17 +77,20 @@ CARD_TEXT = """
 - `pair-scan`: two molecules or ions pulled apart from close contact to about 8 Å (temperature 0). Only in the
   training split, since each pair is scanned once or twice and a held-out one would be a pair never seen. Neutral pairs
   of ions far apart are beyond a closed-shell reference; these frames are there for the close contacts.
+- `contact`: single points. Clusters of up to 6 molecules and small cells from a classical model, in which one molecule
+  was turned at random and pushed against another until their closest atoms were at 0.45 to 0.95 of touching: the
+  repulsive walls, seen from every side.
 - `water-box`: periodic cells of 8 to 16 waters, 0.85 to 1.30 g/cm3, cubic, orthorhombic and triclinic.
 - `ion-box`: periodic cells of 1 to 3 NaCl and 7 to 20 waters; rock salt and molten-like NaCl of 64 atoms (single
   points of a classical model, scaled by 0.95 to 1.06).
 - `proton-box`: periodic cells of one H3O+ and Cl-, or one OH- and Na+, with 7 to 15 waters.
 - `large-box`: 48 and 64 waters with two NaCl, only in the test split.
 
-Except for `scaled`, `pair-scan` and pure NaCl, frames come from Langevin dynamics with the labelling method (1 fs
-steps, hydrogen of 2 amu), started from packings that a classical water model equilibrated. Clusters were kept
+Except for `scaled`, `pair-scan`, `contact` and pure NaCl, frames come from Langevin dynamics with the labelling method
+(1 fs steps, hydrogen of 2 amu), started from packings that a classical water model equilibrated. Clusters were kept
 together by a weak wall, which is not part of the labels. Frames were discarded when the SCF failed, when a value was
-not finite, when a force exceeded 25 eV/Å, and outside the proton, scaled and scan families when an O-H bond was
-longer than 1.5 Å.
+not finite, when a force exceeded 25 eV/Å, and in families from dynamics without protons or hydroxide when an O-H bond
+was longer than 1.5 Å.
 
 ## Columns and units
 

@@ -9,6 +9,8 @@ PLAN = {
     "scaled-cluster": ("scaled", 13, 10, 0),
     "scaled-scan": ("pair-scan", 14, 16, 0),
     "scaled-cell": ("scaled", 14, 8, 0),
+    "contact-cluster": ("contact", 48, 12, 0),
+    "contact-cell": ("contact", 16, 8, 0),
     "water-box": ("water-box", 6, 10, 15),
     "water-box-small": ("water-box", 11, 10, 10),
     "ion-box-solution": ("ion-box", 6, 10, 15),

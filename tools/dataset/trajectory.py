@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .contacts import contact_trajectory
 from .distortions import distorted_trajectory
 from .dynamics import dynamics_trajectory
 from .files import write_atomically
@@ -14,6 +15,8 @@ from .scans import scan_trajectory
 
 # How the frames of a stratum are made, where not by xTB dynamics.
 MAKERS = {
+    "contact-cell": contact_trajectory,
+    "contact-cluster": contact_trajectory,
     "ion-box-salt": salt_trajectory,
     "scaled-cell": distorted_trajectory,
     "scaled-cluster": distorted_trajectory,
