@@ -56,10 +56,15 @@ class E3nn(Contestant):
         for path in program.paths:
             instructions.append((path.block1, path.block2, len(paths), "uvu", True))
             paths.append((path.mul, program.irreps_out[path.block3].ir))
-        self.product = o3.TensorProduct(
-            program.irreps_in, program.irreps_edge, o3.Irreps(paths), instructions,
-            shared_weights=False, internal_weights=False,
-        ).to(device, dtype)  # fmt: skip
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # the precision of e3nn's coefficients
+        try:
+            self.product = o3.TensorProduct(
+                program.irreps_in, program.irreps_edge, o3.Irreps(paths), instructions,
+                shared_weights=False, internal_weights=False,
+            ).to(device)  # fmt: skip
+        finally:
+            torch.set_default_dtype(default)
         self.to_e3nn_x = _channels_first([(p.start, p.stride, p.dim, mul) for p, mul in self._blocks_in()], device)
         z = [(c.target.start, c.target.stride, c.target.dim, c.mul) for c in program.contractions()]
         self.to_e3nn_z = _channels_first(z, device)
