@@ -109,12 +109,7 @@ def table(problems: list[str], targets: list[str], dtypes: tuple[torch.dtype, ..
             for name, kernel, block in kernels:
                 for target in targets:
                     row = compile_for(kernel, target, block, dtype, num_warps)
-                    label = {
-                        "problem": suite,
-                        "kernel": name,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "target": target,
-                    }
-                    rows.append(label | row)
-                    say(f"{suite}, {name}, {dtype}, {target}: {row}")
+                    float_type = str(dtype).removeprefix("torch.")
+                    rows.append({"problem": suite, "kernel": name, "dtype": float_type, "target": target} | row)
+                    say(", ".join(str(value) for value in rows[-1].values()))
     return rows

@@ -8,6 +8,7 @@ PACKAGES = (
     "vesin",
     "numpy",
     "safetensors",
+    "llvmlite",
     "triton",
     "cuequivariance",
     "cuequivariance-torch",
