@@ -31,22 +31,10 @@ def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0,
 
     Both sides evaluate energy, forces and stress, checked to 1e-5 in float32.
     """
-    from nequip.data import AtomicDataDict, from_ase
-    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
-    from nequip.model import NequIPGNNModel
-    from nequip.utils.global_state import set_global_state
-
     from fastlr.interop.nequip import from_nequip
 
-    set_global_state()
-    atoms, species = rock_salt(repeat), ["Na", "Cl"]
-    model = NequIPGNNModel(
-        seed=0, model_dtype="float32", r_max=r_max, type_names=species, avg_num_neighbors=26.0, **NEQUIP
-    )  # fmt: skip
-    data = NeighborListTransform(r_max=r_max)(
-        ChemicalSpeciesToAtomTypeMapper(model_type_names=species)(from_ase(atoms))
-    )
-    data = AtomicDataDict.with_batch_(data)
+    atoms = rock_salt(repeat)
+    model, data = _nequip(atoms, r_max)
 
     def by_nequip():
         out = model(dict(data))
@@ -80,6 +68,26 @@ def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0,
         "errors": errors,
         "times": times,
     }
+
+
+def _nequip(atoms: Atoms, r_max: float):
+    """A model of the ``nequip`` package in float32 with random weights, and its input."""
+    from nequip.data import AtomicDataDict, from_ase
+    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+    from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    species, default = ["Na", "Cl"], torch.get_default_dtype()
+    set_global_state()
+    torch.set_default_dtype(torch.float64)  # as nequip wants it while a model is built
+    try:
+        model = NequIPGNNModel(
+            seed=0, model_dtype="float32", r_max=r_max, type_names=species, avg_num_neighbors=26.0, **NEQUIP
+        )  # fmt: skip
+        data = ChemicalSpeciesToAtomTypeMapper(model_type_names=species)(from_ase(atoms))
+        return model, AtomicDataDict.with_batch_(NeighborListTransform(r_max=r_max)(data))
+    finally:
+        torch.set_default_dtype(default)
 
 
 def training_step(config: dict = NEQUIP_LR, repeat: int = 2, copies: int = 4, seconds: float = 10.0) -> dict:

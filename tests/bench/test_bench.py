@@ -99,10 +99,8 @@ def test_training_step_checks_its_gradients():
 
 @pytest.mark.skipif(find_spec("nequip") is None, reason="nequip is not installed")
 def test_whole_model():
-    try:
-        result = models.nequip_inference(repeat=1, r_max=3.5, seconds=0.0)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    result = models.nequip_inference(repeat=1, r_max=3.5, seconds=0.0)
+    assert torch.get_default_dtype() == torch.float32
     assert set(result["times"]["energy, forces, stress"]) == {"nequip", "fastlr reference", "fastlr cpu"}
 
 

@@ -24,6 +24,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}  # relative
 @pytest.fixture(scope="module", autouse=True)
 def _global_state():
     set_global_state()
+    torch.set_default_dtype(torch.float64)  # which nequip does the first time only
     yield
     torch.set_default_dtype(torch.float32)
 
