@@ -101,7 +101,7 @@ class SelfConnection(nn.Module):
         mul_in, _, mul_out = weights.shape
         x = x.reshape(num_nodes * dim, mul_in)
         matrices = torch.einsum("sv,uvw->suw", table, weights[:, :features])
-        mixed = (x @ matrices).view(num_species * num_nodes, dim * mul_out)
+        mixed = torch.bmm(x.expand(num_species, -1, -1), matrices).view(num_species * num_nodes, dim * mul_out)
         atoms = torch.arange(num_nodes, device=species.device)
         z = mixed.index_select(0, species * num_nodes + atoms).view(-1, mul_out)
         if own is not None:
