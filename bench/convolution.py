@@ -25,7 +25,7 @@ def run_problem(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     wanted: tuple[str, ...] = ("e3nn", "cpu"),
-    max_edges: int | None = None,
+    memory: float | None = 8.0,
     seconds: float = 3.0,
     say: Callable[[str], None] = print,
 ) -> dict:
@@ -33,11 +33,12 @@ def run_problem(
 
     Phases: ``forward``; ``backward``, which is forward and all three gradients; ``double_backward``, which adds the
     gradients of a probe of these by x, Y, w and the gradient that arrived at z, as training on forces needs them.
-    A contestant that misses the tolerance is reported and not timed.
+    A contestant that misses the tolerance is reported and not timed. Where e3nn would need more than ``memory`` GiB for
+    its intermediate results, the graph is smaller, for all contestants.
     """
     problem = PROBLEMS[name]
     program = problem.program
-    edges = adjacency(problem, max_edges, device)
+    edges = adjacency(problem, None if memory is None else edges_within(program, memory, dtype), device)
     num_nodes, num_edges = edges.row_ptr.shape[0] - 1, edges.source.shape[0]
     x, y, w = inputs(program, num_nodes, num_edges, dtype, device)
     generator = torch.Generator().manual_seed(1)
@@ -82,6 +83,12 @@ def run_problem(
         "relative_errors": errors,
         "times": times,
     }
+
+
+def edges_within(program: Program, memory: float, dtype: torch.dtype) -> int:
+    """Edges for which e3nn's second derivatives take about ``memory`` GiB: a dozen copies of all that an edge has."""
+    floats = program.irreps_in.dim + program.irreps_out.dim + program.weight_numel
+    return int(memory * 2**30 / (12 * floats * torch.finfo(dtype).bits // 8))
 
 
 def prepared(peer: Contestant, phase: str, edges: Adjacency, leaves, g: Tensor, probes) -> Callable:

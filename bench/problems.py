@@ -20,8 +20,8 @@ class Problem:
 
     Attributes:
         signature: irreps of the nodes, of the edges, and of the outputs wanted.
-        graph: makes (2, E) destinations and sources, sorted, and the number of nodes. Crystals take a limit of the
-            number of edges, and are then smaller.
+        graph: makes (2, E) destinations and sources, sorted, and the number of nodes. Some take a limit of the number
+            of edges, and are then smaller.
     """
 
     name: str
@@ -73,9 +73,10 @@ def diamond(max_edges: int | None = None) -> tuple[torch.Tensor, int]:
 
 
 @cache
-def benzene() -> tuple[torch.Tensor, int]:
-    """100 molecules of benzene, r = 4 Å, all slightly bent."""
-    structures = [molecule("C6H6") for _ in range(100)]
+def benzene(max_edges: int | None = None) -> tuple[torch.Tensor, int]:
+    """100 molecules of benzene, r = 4 Å, all slightly bent; about 114 edges each. With a limit, fewer molecules."""
+    number = 100 if max_edges is None else max(1, min(100, max_edges // 114))
+    structures = [molecule("C6H6") for _ in range(number)]
     for seed, atoms in enumerate(structures):
         atoms.rattle(0.05, seed=seed)
     return neighbours(structures, 4.0)
@@ -148,6 +149,6 @@ def inputs(program: Program, num_nodes: int, num_edges: int, dtype=torch.float32
 
 
 def adjacency(problem: Problem, max_edges: int | None = None, device="cpu") -> Adjacency:
-    """The graph of a problem."""
-    edge_index, num_nodes = problem.graph(max_edges) if problem.graph is diamond else problem.graph()
+    """The graph of a problem, smaller where there is a limit and the problem can be."""
+    edge_index, num_nodes = problem.graph(max_edges) if problem.graph in (diamond, benzene) else problem.graph()
     return Adjacency.from_edges(edge_index, num_nodes).to(device)

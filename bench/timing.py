@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from .machine import synchronize
 
 
-def alternate(contestants: dict[str, Callable], device: str = "cpu", seconds: float = 3.0, rounds: int = 7) -> dict:
+def alternate(contestants: dict[str, Callable], device: str = "cpu", seconds: float = 3.0, rounds: int = 5) -> dict:
     """Median times, and ratios to the first contestant.
 
     Each round calls every contestant once, in turn, or so often in a row that a turn lasts a millisecond. There are

@@ -6,10 +6,8 @@ The compiler is llvmlite, the one that numba uses.
 
 import ctypes
 import hashlib
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from . import cache
+from .threads import run_parallel
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
@@ -98,17 +97,6 @@ def _compile(source: str) -> bytes:
     return machine.emit_object(module)
 
 
-# The pool belongs to one process: a forked child must not wait for its parent's threads.
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None
-
-
-def _threads(count: int) -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None or _pool[0] != os.getpid() or _pool[1] < count:
-        _pool = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="fastlr"))
-    return _pool[2]
-
-
 def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:
     """Run ``kernel`` over all rows, shared out among PyTorch's number of threads.
 
@@ -129,9 +117,5 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
         kernel(pointer, 0, num_rows)
         return
     shares = work * np.arange(threads + 1) // threads
-    bounds = (shares if load is None else np.searchsorted(load, shares)).tolist()
-    pool = _threads(threads - 1)
-    others = [pool.submit(kernel, pointer, bounds[i], bounds[i + 1]) for i in range(1, threads)]
-    kernel(pointer, bounds[0], bounds[1])
-    for other in others:
-        other.result()
+    bounds = shares if load is None else np.searchsorted(load, shares)
+    run_parallel(kernel, pointer, bounds.astype(np.int64))

@@ -20,7 +20,9 @@ def convolution(
     against: Annotated[str, typer.Option(help="Contestants, the first being what the others are compared with.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    max_edges: Annotated[int | None, typer.Option(help="Smaller crystals, for peers that need much memory.")] = None,
+    memory: Annotated[
+        float, typer.Option(help="GiB that e3nn may take; larger problems are made smaller, for all; 0: no limit.")
+    ] = 8.0,
     seconds: SecondsOption = 3.0,
     output: OutputOption = None,
 ) -> None:
@@ -38,7 +40,7 @@ def convolution(
     for name in problem or PROBLEMS:
         print(f"{name}: {PROBLEMS[name].about}")
         wanted = tuple((against or default).split(","))
-        options = {"device": device, "dtype": getattr(torch, dtype), "max_edges": max_edges, "seconds": seconds}
+        options = {"device": device, "dtype": getattr(torch, dtype), "memory": memory or None, "seconds": seconds}
         results.append(run_problem(name, wanted=wanted, **options))
     _finish("convolution", results, output, device)
 

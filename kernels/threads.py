@@ -1,0 +1,123 @@
+"""Running a kernel on several threads without getting in the way of PyTorch's.
+
+PyTorch on CPUs shares its loops among an OpenMP team whose threads spin for a while after each loop. A second set of
+threads would compete with them for the same cores, so kernels run on that very team where its runtime can be found,
+and on a thread pool where it cannot. After a fork the team's threads are gone: a forked process runs on one thread.
+"""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import llvmlite.binding as llvm
+import numpy as np
+
+_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_process = os.getpid()
+
+# What each member of the team does: the shares number k, k + size of the team, ... (a team may be smaller than asked).
+_TRAMPOLINE = """
+define void @fastlr_member(ptr %data) {
+  %kernel = load ptr, ptr %data
+  %p1 = getelementptr i64, ptr %data, i64 1
+  %arguments = load ptr, ptr %p1
+  %p2 = getelementptr i64, ptr %data, i64 2
+  %bounds = load ptr, ptr %p2
+  %p3 = getelementptr i64, ptr %data, i64 3
+  %number_of = load ptr, ptr %p3
+  %number = call i32 %number_of()
+  %k = sext i32 %number to i64
+  %p4 = getelementptr i64, ptr %data, i64 4
+  %shares = load i64, ptr %p4
+  %p5 = getelementptr i64, ptr %data, i64 5
+  %size_of = load ptr, ptr %p5
+  %size = call i32 %size_of()
+  %team = sext i32 %size to i64
+  br label %head
+head:
+  %share = phi i64 [ %k, %0 ], [ %next, %body ]
+  %more = icmp slt i64 %share, %shares
+  br i1 %more, label %body, label %done
+body:
+  %b = getelementptr i64, ptr %bounds, i64 %share
+  %begin = load i64, ptr %b
+  %following = add i64 %share, 1
+  %e = getelementptr i64, ptr %bounds, i64 %following
+  %end = load i64, ptr %e
+  call void %kernel(ptr %arguments, i64 %begin, i64 %end)
+  %next = add i64 %share, %team
+  br label %head
+done:
+  ret void
+}
+"""
+
+
+def run_parallel(kernel, pointer: int, bounds: np.ndarray) -> None:
+    """kernel(pointer, bounds[k], bounds[k + 1]) for every k, each on a thread of its own."""
+    shares = len(bounds) - 1
+    if os.getpid() != _process:
+        kernel(pointer, int(bounds[0]), int(bounds[-1]))
+        return
+    team = _team()
+    if team is None:
+        _run_in_pool(kernel, pointer, bounds.tolist())
+        return
+    start, number_of, size_of, member, _ = team
+    address = ctypes.cast(kernel, ctypes.c_void_p).value
+    data = np.array([address, pointer, bounds.ctypes.data, number_of, shares, size_of], dtype=np.int64)
+    start(member, data.ctypes.data, shares, 0)
+
+
+@lru_cache(None)
+def _team():
+    """The OpenMP runtime that PyTorch has loaded: how to start a team, a member's number, the team's size; and the
+    trampoline with the engine that owns it."""
+    path = _loaded_runtime()
+    if path is None:
+        return None
+    library = ctypes.CDLL(path)
+    try:
+        start = library.GOMP_parallel
+        functions = [library.omp_get_thread_num, library.omp_get_num_threads]
+    except AttributeError:
+        return None
+    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    engine = _compile_trampoline()
+    member = engine.get_function_address("fastlr_member")
+    return start, *(ctypes.cast(function, ctypes.c_void_p).value for function in functions), member, engine
+
+
+def _loaded_runtime() -> str | None:
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            paths = {line.split()[-1] for line in file if "/" in line}
+    except OSError:
+        return None
+    names = [path for path in sorted(paths) if os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp"))]
+    # two runtimes in one process: PyTorch's own is the one beside it
+    return next((path for path in names if "torch" in path), names[0] if names else None)
+
+
+def _compile_trampoline():
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True, reloc="pic", codemodel="small")
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_TRAMPOLINE), machine)
+    engine.finalize_object()
+    return engine
+
+
+@lru_cache(None)
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="fastlr")
+
+
+def _run_in_pool(kernel, pointer: int, bounds: list[int]) -> None:
+    others = [
+        _pool(len(bounds) - 2).submit(kernel, pointer, bounds[k], bounds[k + 1]) for k in range(1, len(bounds) - 1)
+    ]
+    kernel(pointer, bounds[0], bounds[1])
+    for other in others:
+        other.result()
