@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from fastlr.kernels.edge_basis.formulas import Basis
+from fastlr.kernels.radial_table.naive import ROWS
 
 from .problems import PROBLEMS
 
@@ -19,7 +20,8 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-INDICES = {"ptr", "edge", "node", "destination"}
+INDICES = {"ptr", "edge", "node", "destination", "interval", "order"}
+NUMBERS = {"num_edges", "num_intervals", "width"}
 
 # The sums of products that the operators ask for, as numbered terms (w, Y, v).
 ONE = ((0, 0, 0),)
@@ -48,6 +50,13 @@ def edge_basis_kernels(l_max: int, dtype: torch.dtype) -> Iterator[tuple[str, ob
         yield name, triton.edge_basis_kernel(name, Basis(5.0, 6.0, l_max, 8), dtype), triton.BLOCK
 
 
+def radial_table_kernels() -> Iterator[tuple[str, object, int]]:
+    from fastlr.kernels.radial_table import triton
+
+    for name in ("values_kernel", "coefficients_kernel", "rows_kernel"):
+        yield name.removesuffix("_kernel"), getattr(triton, name), triton.BLOCK
+
+
 def compile_for(kernel, target: str, block: int, dtype: torch.dtype, num_warps: int) -> dict:
     """Compile one kernel for one GPU; registers and spills as the assembler reports them."""
     import triton
@@ -55,9 +64,9 @@ def compile_for(kernel, target: str, block: int, dtype: torch.dtype, num_warps: 
     from triton.compiler import ASTSource
 
     def kind(name: str) -> str:
-        if name == "BLOCK":
+        if name in constants:
             return "constexpr"
-        if name == "num_edges":
+        if name in NUMBERS:
             return "i32"
         if name in INDICES:
             return "*i64"
@@ -65,10 +74,10 @@ def compile_for(kernel, target: str, block: int, dtype: torch.dtype, num_warps: 
         return "*fp64" if doubles else "*fp32"
 
     names = kernel.arg_names
+    constants = {"BLOCK": block, "ROWS": ROWS}
+    constants = {name: value for name, value in constants.items() if name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if kind(name).startswith("*")}
-    source = ASTSource(
-        fn=kernel, signature={name: kind(name) for name in names}, constexprs={"BLOCK": block}, attrs=aligned
-    )
+    source = ASTSource(fn=kernel, signature={name: kind(name) for name in names}, constexprs=constants, attrs=aligned)
     start = time.perf_counter()
     compiled = triton.compile(
         source, target=GPUTarget(*TARGETS[target]), options={"num_warps": num_warps, "enable_fp_fusion": True}
@@ -105,6 +114,7 @@ def table(problems: list[str], targets: list[str], dtypes: tuple[torch.dtype, ..
         suites = [(name, convolution_kernels(PROBLEMS[name].program, dtype), 1) for name in problems]
         degrees = sorted({max(ir.l for _, ir in PROBLEMS[name].program.irreps_edge) for name in problems})
         suites += [(f"edge basis, l_max {l}", edge_basis_kernels(l, dtype), 4) for l in degrees]
+        suites.append(("radial table", radial_table_kernels(), 4))
         for suite, kernels, num_warps in suites:
             for name, kernel, block in kernels:
                 for target in targets:

@@ -14,7 +14,7 @@ import torch
 
 from .errors import BackendError
 
-OPERATIONS = ("tensor_product", "edge_basis", "coulomb_matrix", "charge_solver")
+OPERATIONS = ("tensor_product", "edge_basis", "radial_table", "coulomb_matrix", "charge_solver")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 _FUSED = {
     "tensor_product": "fastlr.backends:_fused_tensor_product",
     "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
+    "radial_table": "fastlr.kernels.radial_table.op:interpolate",
 }
 BACKENDS = {
     backend.name: backend
@@ -64,6 +65,7 @@ BACKENDS = {
             {
                 "tensor_product": "fastlr.backends:_reference_tensor_product",
                 "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
+                "radial_table": "fastlr.kernels.radial_table.naive:interpolate",
                 "coulomb_matrix": "fastlr.kernels.ewald.naive:coulomb_matrix",
                 "charge_solver": "fastlr.kernels.charge_solver.naive:solve_charges",
             },
@@ -127,6 +129,15 @@ class Operations:
     def edge_basis(self):
         """See ``kernels/edge_basis/naive.py``."""
         return self._function("edge_basis")
+
+    @property
+    def radial_table(self):
+        """See ``kernels/radial_table/naive.py``."""
+        return self._function("radial_table")
+
+    def offers(self, operation: str) -> bool:
+        """Whether the named backend itself serves ``operation``."""
+        return self.chosen[operation] == self.backend
 
     @property
     def coulomb_matrix(self):

@@ -80,6 +80,30 @@ def edge_basis_error(operations: Operations, r_max: float, num_bessels: int, p: 
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
+def radial_table_error(operations: Operations, width: int) -> float:
+    """Worst relative RMS error of interpolation from a random table and its two gradients."""
+    from .kernels.radial_table.intervals import Intervals
+    from .kernels.radial_table.naive import interpolate, spline_coefficients
+
+    generator = torch.Generator().manual_seed(0)
+    num_intervals, num_edges = 9, 31
+    positions = torch.rand(num_edges, generator=generator, dtype=torch.float64) * num_intervals
+    intervals = Intervals.from_positions(positions, num_intervals)
+    coefficients = spline_coefficients(positions - intervals.interval).to(operations.dtype)
+    table, probe = (
+        torch.randn(rows, width, generator=generator).to(operations.dtype) for rows in (num_intervals + 5, num_edges)
+    )
+
+    def values_and_gradients(function, device, dtype):
+        leaves = [x.to(device, dtype).requires_grad_(True) for x in (coefficients, table)]
+        out = function(*leaves, Intervals(*(tensor.to(device) for tensor in intervals)))
+        return [out, *torch.autograd.grad(out, leaves, probe.to(device, dtype))]
+
+    active = values_and_gradients(operations.radial_table, operations.device, operations.dtype)
+    reference = values_and_gradients(interpolate, "cpu", torch.float64)
+    return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
+
+
 def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]:
     """Measure every operation that is not the reference's own.
 
@@ -91,14 +115,16 @@ def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]
         if backend == "reference":
             continue
         if operation == "tensor_product":
-            layers = [module for module in model.modules() if isinstance(module, InteractionLayer)]
             error = max(
                 tensor_product_error(layer.convolution, layer.program, operations.device, operations.dtype)
-                for layer in layers
+                for layer in _layers(model)
             )
         elif operation == "edge_basis":
             config = model.config
             error = edge_basis_error(operations, config.r_max, config.num_bessels, config.cutoff_p, config.l_max)
+        elif operation == "radial_table":
+            widths = {layer.program.weight_numel for layer in _layers(model)}
+            error = max(radial_table_error(operations, width) for width in widths)
         else:
             raise BackendError(f"backend '{backend}' offers {operation}, which no parity check covers")
         rows.append(_accepted(Parity(operation, backend, error), operations.dtype))
@@ -117,8 +143,13 @@ def check_backend(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
     errors = {
         "tensor_product": tensor_product_error(convolution, program, operations.device, dtype),
         "edge_basis": edge_basis_error(operations, 5.0, 8, 6.0, 2),
+        "radial_table": radial_table_error(operations, 37),
     }
     return [_accepted(Parity(name, operations.chosen[name], error), dtype) for name, error in errors.items()]
+
+
+def _layers(model: torch.nn.Module) -> list[InteractionLayer]:
+    return [module for module in model.modules() if isinstance(module, InteractionLayer)]
 
 
 def _accepted(parity: Parity, dtype: torch.dtype) -> Parity:

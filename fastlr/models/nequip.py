@@ -43,7 +43,7 @@ class InteractionStack(nn.Module):
         neighbours = torch.tensor(config.of_species(config.avg_num_neighbors), dtype=torch.float64)
         self.register_buffer("norm", neighbours.rsqrt()[:, None].to(config.torch_dtype))
 
-    def forward(self, x: Tensor, attributes: NodeAttributes, angular: Tensor, radial: Tensor, graph: Graph) -> Tensor:
+    def forward(self, x: Tensor, attributes: NodeAttributes, angular: Tensor, radial, graph: Graph) -> Tensor:
         norm, edges = self.norm.index_select(0, graph.species), graph.adjacency
         for layer in self.layers:
             x = layer(x, attributes, angular, radial, edges, norm)

@@ -5,9 +5,16 @@ from torch import Tensor, nn
 
 from fastlr.backends import Operations
 
+from .radial import EveryEdge, Tabulated, tabulated
+
 
 class EdgeEmbedding(nn.Module):
-    """Spherical harmonics and Bessel functions of the edges, computed in float64 and then rounded."""
+    """Spherical harmonics and Bessel functions of the edges, computed in float64 and then rounded.
+
+    With ``table_intervals``, radial networks see the knots of a table with so many intervals in place of the edges.
+    """
+
+    table_intervals: int | None = None
 
     def __init__(self, r_max: float, l_max: int, num_bessels: int, trainable: bool, p: float, operations: Operations):
         super().__init__()
@@ -19,6 +26,17 @@ class EdgeEmbedding(nn.Module):
             self.register_buffer("roots", roots)
         self.operations = operations
 
-    def forward(self, vectors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(E, 3) float64 -> (E, (l_max + 1)^2) and (E, num_bessels) of ``dtype``."""
-        return self.operations.edge_basis(vectors, self.r_max, self.roots, self.p, self.l_max, dtype)
+    def forward(self, vectors: Tensor, dtype: torch.dtype) -> tuple[Tensor, EveryEdge | Tabulated]:
+        """(E, 3) float64 -> (E, (l_max + 1)^2) of ``dtype``, and what the radial networks are evaluated on."""
+        edge_basis = self.operations.edge_basis
+        if self.table_intervals is None:
+            angular, radial = edge_basis(vectors, self.r_max, self.roots, self.p, self.l_max, dtype)
+            return angular, EveryEdge(radial)
+        angular, _ = edge_basis(vectors, self.r_max, self.roots.detach()[:0], self.p, self.l_max, dtype)
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        return angular, self.table(lengths, self.table_intervals, dtype)
+
+    def table(self, lengths: Tensor, num_intervals: int, dtype: torch.dtype) -> Tabulated:
+        """A table with ``num_intervals`` intervals for edges of ``lengths`` (E,)."""
+        interpolate = self.operations.radial_table
+        return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate)

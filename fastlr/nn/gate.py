@@ -4,7 +4,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from .linear import unique_irreps
+from .linear import split, unique_irreps
 
 # Scales that give the activation of a standard normal variable a second moment of one, as e3nn computes them
 # (a million samples with seed 0). Written out, so that a model means the same with every version.
@@ -30,22 +30,19 @@ class Gate(nn.Module):
         self.irreps_out = unique_irreps(self.scalars + self.gated)
         gates = Irreps([(mul, "0e") for mul, _ in self.gated])
         self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort().irreps)
-        self.slices = {ir: block for block, (_, ir) in zip(self.irreps_in.slices(), self.irreps_in, strict=True)}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
+        parts = {ir: part for (_, ir), part in zip(self.irreps_in, split(x, self.irreps_in), strict=True)}
+        even = Irreps("0e")[0].ir
         out = []
-        gate_start = self.slices[Irreps("0e")[0].ir].start
-        for mul, ir in self.scalars:
-            block = x[:, self.slices[ir].start : self.slices[ir].start + mul]
-            if ir.p == 1:
-                out.append(torch.nn.functional.silu(block) * SILU_SCALE)
-                gate_start += mul
-            else:
-                out.append(torch.tanh(block) * TANH_SCALE)
-        for mul, ir in self.gated:
-            gate = torch.nn.functional.silu(x[:, gate_start : gate_start + mul]) * SILU_SCALE
-            gate_start += mul
-            block = x[:, self.slices[ir]].reshape(-1, ir.dim, mul)
-            out.append((block * gate[:, None, :]).view(-1, ir.dim * mul))
+        if even in parts:  # silu serves even scalars and gates alike
+            number = sum(mul for mul, ir in self.scalars if ir == even)
+            sizes = [number, *(mul for mul, _ in self.gated)]
+            scalars, *gates = (torch.nn.functional.silu(parts[even]) * SILU_SCALE).split(sizes, dim=1)
+        for _, ir in self.scalars:
+            out.append(scalars if ir == even else torch.tanh(parts[ir]) * TANH_SCALE)
+        for number, (mul, ir) in enumerate(self.gated):
+            block = parts[ir].reshape(-1, ir.dim, mul)
+            out.append((block * gates[number][:, None, :]).view(-1, ir.dim * mul))
         return torch.cat(out, dim=1)

@@ -11,6 +11,7 @@ from fastlr.kernels.tensor_product.program import Program
 from .gate import Gate
 from .linear import Linear, NodeAttributes, SelfConnection, unique_irreps
 from .mlp import ScalarMLP
+from .radial import EveryEdge, Tabulated
 
 
 class InteractionLayer(nn.Module):
@@ -52,7 +53,13 @@ class InteractionLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, attributes: NodeAttributes, angular: Tensor, radial: Tensor, edges: Adjacency, norm: Tensor
+        self,
+        x: Tensor,
+        attributes: NodeAttributes,
+        angular: Tensor,
+        radial: EveryEdge | Tabulated,
+        edges: Adjacency,
+        norm: Tensor,
     ) -> Tensor:
         """One layer.
 
@@ -60,11 +67,11 @@ class InteractionLayer(nn.Module):
             x: (N, irreps_in.dim) node features.
             attributes: of the atoms.
             angular: (E, irreps_edge.dim).
-            radial: (E, num_bessels), zero at the cutoff.
+            radial: where the radial network is evaluated.
             edges: the graph.
             norm: (N, 1) or (1, 1), 1 / sqrt(average number of neighbours) of the source atoms.
         """
-        z = self.convolution(self.linear_1(x) * norm, angular, self.radial_network(radial), edges)
+        z = self.convolution(self.linear_1(x) * norm, angular, radial.weights(self.radial_network), edges)
         z = self.linear_2(z)
         if self.self_connection is not None:
             z = z + self.self_connection(x, attributes)

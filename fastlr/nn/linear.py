@@ -16,6 +16,11 @@ def unique_irreps(irreps) -> Irreps:
     return irreps
 
 
+def split(x: Tensor, irreps: Irreps) -> tuple[Tensor, ...]:
+    """The columns of each irrep; at once, for each slice of its own would have a gradient as large as ``x``."""
+    return x.split([mul_ir.dim for mul_ir in irreps], dim=1)
+
+
 class Linear(nn.Module):
     """Mix the channels of each irrep: z[k, v] = sum_u W[u, v] x[k, u] / sqrt(channels in).
 
@@ -32,10 +37,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        out = []
-        for ir, block, mul_in, mul_out in self.blocks:
+        out, parts = [], split(x, self.irreps_in)
+        for ir, number, mul_in, mul_out in self.blocks:
             if mul_in:
-                z = x[:, block].reshape(-1, mul_in) @ (self.weights[str(ir)] * (1.0 / sqrt(mul_in)))
+                z = parts[number].reshape(-1, mul_in) @ (self.weights[str(ir)] * (1.0 / sqrt(mul_in)))
                 out.append(z.view(-1, ir.dim * mul_out))
             else:
                 out.append(x.new_zeros(x.shape[0], ir.dim * mul_out))
@@ -82,13 +87,13 @@ class SelfConnection(nn.Module):
 
     def forward(self, x: Tensor, attributes: NodeAttributes) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        out = []
+        out, parts = [], split(x, self.irreps_in)
         # the product of all pairs of channels and attributes is the larger matrix unless the species are many
         mix = self._by_species if attributes.table.shape[0] <= self.num_attributes else self._by_outer_product
-        for ir, block, mul_in, mul_out in self.blocks:
+        for ir, number, mul_in, mul_out in self.blocks:
             if mul_in:
                 weights = self.weights[str(ir)] * (1.0 / sqrt(mul_in * self.num_attributes))
-                out.append(mix(x[:, block], ir.dim, weights, attributes).view(-1, ir.dim * mul_out))
+                out.append(mix(parts[number], ir.dim, weights, attributes).view(-1, ir.dim * mul_out))
             else:
                 out.append(x.new_zeros(x.shape[0], ir.dim * mul_out))
         return torch.cat(out, dim=1)
@@ -121,6 +126,6 @@ class SelfConnection(nn.Module):
 
 
 def _matching_blocks(irreps_in: Irreps, irreps_out: Irreps) -> list[tuple]:
-    """(irrep, its slice in the input, channels in, channels out) for every output irrep."""
-    inputs = {ir: (block, mul) for block, (mul, ir) in zip(irreps_in.slices(), irreps_in, strict=True)}
-    return [(ir, *inputs.get(ir, (slice(0, 0), 0)), mul) for mul, ir in irreps_out]
+    """(irrep, its number in the input, channels in, channels out) for every output irrep."""
+    inputs = {ir: (number, mul) for number, (mul, ir) in enumerate(irreps_in)}
+    return [(ir, *inputs.get(ir, (None, 0)), mul) for mul, ir in irreps_out]

@@ -23,9 +23,9 @@ class ScalarMLP(nn.Module):
         self.scales = [sqrt(2.0 if i else 1.0) / sqrt(n_in) for i, n_in in enumerate(self.dims[:-1])]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dims[0]) -> (N, dims[-1])."""
+        """(N, dims[0]) -> (N, dims[-1]), computed in the float type of ``x``."""
         for i, (weight, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
             if i:
                 x = torch.nn.functional.silu(x)
-            x = x @ (weight * scale)
+            x = x @ (weight.to(x.dtype) * scale)
         return x

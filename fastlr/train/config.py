@@ -100,6 +100,8 @@ class TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     start_from: str | None = None  # model file to go on from, with its configuration; relative to this file
     backend: str = "auto"  # kernels; see "fastlr doctor"
+    # radial networks from tables that agree with them to rounding, made anew at each step; not with "reference"
+    radial_tables: bool = True
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_workers: Annotated[int, Field(ge=0)] = 0

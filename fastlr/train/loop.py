@@ -12,7 +12,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from fastlr.backends import resolve
+from fastlr.backends import Operations, resolve
 from fastlr.checkpoint import load_checkpoint, load_state, save_checkpoint
 from fastlr.errors import CheckpointError, ConfigError
 from fastlr.models import ModelConfig, build_model
@@ -96,7 +96,8 @@ def train(
             + ", ".join(f"{len(samples[name])} {name}" for name in SETS if samples[name])
             + f" structures, output in {output}"
         )
-        module = TrainingModule(model, settings, samples["train"], samples["validation"], stop)
+        tables = settings.training.radial_tables and backend_serves_tables(operations)
+        module = TrainingModule(model, settings, samples["train"], samples["validation"], stop, tables, progress.say)
         recorder = Recorder(output, settings, progress, export)
         trainer = _trainer(settings, recorder)
         try:
@@ -112,6 +113,11 @@ def train(
         if trainer.is_global_zero:
             _finish(output, settings, samples, data, recorder, progress)
     return output / "model.safetensors"
+
+
+def backend_serves_tables(operations: Operations) -> bool:
+    """Whether tables are worth their while; the reference stays what it is, the plain evaluation of the model."""
+    return operations.backend != "reference" and operations.offers("radial_table")
 
 
 def _default_output(config: dict | str | Path) -> Path:

@@ -2,12 +2,14 @@
 
 import signal
 import threading
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import torch
 
 from fastlr.errors import InputError, NonFiniteError
 from fastlr.models.derivatives import evaluate
+from fastlr.models.tables import tabulate
 
 from .config import TrainConfig
 from .data import Batch, Batches, Sample, as_is, batch_order
@@ -54,6 +56,8 @@ class TrainingModule(pl.LightningModule):
         config: of the run.
         train, validation: samples.
         stop: tells when to stop.
+        tables: whether to interpolate radial networks from tables.
+        say: prints a line.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class TrainingModule(pl.LightningModule):
         train: list[Sample],
         validation: list[Sample],
         stop: StopRequest | None = None,
+        tables: bool = False,
+        say: Callable[[str], None] = print,
     ):
         super().__init__()
         self.model, self.ema = model, AveragedModel(model, config.training.ema)
@@ -70,6 +76,7 @@ class TrainingModule(pl.LightningModule):
         self.train_samples, self.validation_samples = train, validation
         self.schedule = Schedule(config.training)
         self.stop = stop or StopRequest()
+        self.tables, self.say, self.table_intervals = tables, say, None
         self.needs_derivatives = config.loss.forces > 0.0 or config.loss.stress > 0.0
         self.time_progress = 0.0  # done fraction of max_time; set by the loop at each epoch
 
@@ -107,6 +114,16 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_epoch_start(self):
         self.loss_sum, self.num_steps = 0.0, 0
+        if self.tables:  # chosen by the weights alone, so that a resumed run chooses the same
+            self._tabulate()
+
+    def _tabulate(self):
+        found = tabulate(self.model)
+        if found is None:
+            self.say("radial networks are evaluated at every edge: no table is fine enough")
+        elif found[0] != self.table_intervals:
+            self.say(f"radial tables of {found[0]} intervals, which differ from the networks by {found[1]:.1e}")
+        self.table_intervals = found and found[0]
 
     def on_train_batch_start(self, batch, batch_idx):
         done = (self.current_epoch + batch_idx / self.trainer.num_training_batches) / self.run.training.max_epochs
@@ -128,6 +145,10 @@ class TrainingModule(pl.LightningModule):
             raise self._non_finite(batch, batch_idx, f"the loss is {loss.item()}")
         self.loss_sum, self.num_steps = self.loss_sum + loss.detach(), self.num_steps + 1
         return loss
+
+    def backward(self, loss, *args, **kwargs):
+        # positions, too, require a gradient, of which the forces were made; nobody wants that of the loss
+        loss.backward(*args, inputs=[p for p in self.model.parameters() if p.requires_grad], **kwargs)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.ema.update(self.model, self.global_step)

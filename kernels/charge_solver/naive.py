@@ -11,6 +11,7 @@ is again an instance of this function, which makes it differentiable any number 
 """
 
 import torch
+from fastlr.kernels.autograd import wanted
 from torch import Tensor
 
 
@@ -62,6 +63,6 @@ class _Solve(torch.autograd.Function):
         matrix, charges, factor, response, ones = ctx.saved_tensors
         adjoint, grad_total = _Solve.apply(matrix, grad_charges * ones, grad_multiplier, factor, response, ones)
         grad_matrix = None
-        if ctx.needs_input_grad[0]:
+        if wanted(ctx, 0):
             grad_matrix = -0.5 * (adjoint[:, :, None] * charges[:, None, :] + charges[:, :, None] * adjoint[:, None, :])
         return grad_matrix, adjoint, grad_total, None, None, None

@@ -198,6 +198,7 @@ def backward(v, roots, g_angular, g_radial, basis: Basis, ops: Operations):
     slope = None
     for g, values in zip(g_radial, radial(r_inverse, v, roots, basis, ops, 1), strict=True):
         slope = add(slope, g * values[1])
+    slope = ops.constant(0.0) if slope is None else slope
     if along is None:
         return [slope * component for component in n]
     slope = slope - along * r_inverse
@@ -232,6 +233,8 @@ def double_backward(v, roots, g_angular, g_radial, h, basis: Basis, ops: Operati
     for g, values in zip(g_radial, radial(r_inverse, v, roots, basis, ops, 2), strict=True):
         d_radial.append(h_along * values[1])
         first, second = add(first, g * values[1]), add(second, g * values[2])
+    if first is None:
+        first = second = ops.constant(0.0)
     # the radial part: f'' (n . h) n + f' h_across / r
     d_v = [second * h_along * n[a] + first * r_inverse * across[a] for a in range(3)]
     if value_sum is not None:

@@ -27,6 +27,11 @@ def bessel_basis(x: Tensor, roots: Tensor) -> Tensor:
     return torch.sinc(x[:, None] * roots) * roots
 
 
+def radial_basis(x: Tensor, r_max: float, roots: Tensor, p: float) -> Tensor:
+    """Bessel functions of the reduced distance x (E,) times the cutoff and 2 pi / r_max^2; shape (E, len(roots))."""
+    return bessel_basis(x, roots) * polynomial_cutoff(x, p)[:, None] * (2.0 * math.pi / r_max**2)
+
+
 def spherical_harmonics(directions: Tensor, l_max: int) -> Tensor:
     """Real spherical harmonics Y_0 ... Y_l_max of unit vectors, |Y_l|^2 = 2l + 1; shape (E, (l_max + 1)^2).
 
@@ -60,7 +65,6 @@ def edge_basis(
     """
     lengths = torch.linalg.vector_norm(vectors, dim=1)
     angular = spherical_harmonics(vectors / lengths[:, None], l_max)
-    x = lengths / r_max
-    radial = bessel_basis(x, roots) * polynomial_cutoff(x, p)[:, None] * (2.0 * math.pi / r_max**2)
+    radial = radial_basis(lengths / r_max, r_max, roots, p)
     dtype = dtype or vectors.dtype
     return angular.to(dtype), radial.to(dtype)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adjacency import Adjacency
+from ..autograd import wanted
 from .program import Program
 
 _KERNELS = {"cpu": ".cpu", "cuda": ".triton"}  # device type -> module
@@ -131,7 +132,7 @@ def _setup_forward(ctx, inputs, output):
 
 def _forward_derivative(ctx, g):
     (x, y, w), edges = _saved(ctx)
-    need_x = ctx.needs_input_grad[0]
+    need_x = wanted(ctx, 0)
     dx, dy, dw = tensor_product_backward(g, x, y, w, edges, ctx.program, need_x)
     return dx if need_x else None, dy, dw, [None] * len(edges), None
 

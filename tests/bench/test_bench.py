@@ -93,8 +93,8 @@ def test_alternate_takes_turns():
 def test_training_step_checks_its_gradients():
     config = models.NEQUIP_LR | {"num_features": 4, "l_max": 1, "r_max": 3.5}
     result = models.training_step(config, repeat=1, copies=2, seconds=0.0)
-    assert result["errors"]["cpu"]["gradient of all weights"] < 1e-4
-    assert set(result["times"]["step"]) == {"reference", "cpu"}
+    assert result["errors"]["cpu"]["gradient of all weights"] < 1e-5
+    assert set(result["times"]["step"]) == {"reference", "cpu", "cpu, no tables"}
 
 
 @pytest.mark.skipif(find_spec("nequip") is None, reason="nequip is not installed")
@@ -128,7 +128,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     rows = list(csv.DictReader(output.open()))
     assert {row["target"] for row in rows} == {"sm_90", "gfx942"}
-    assert {row["problem"] for row in rows} == {"nequip-S", "edge basis, l_max 1"}
+    assert {row["problem"] for row in rows} == {"nequip-S", "edge basis, l_max 1", "radial table"}
     for row in rows:
         assert int(row["spilled_bytes"]) == 0, row
         assert int(row["registers"]) > 0

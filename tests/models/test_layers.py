@@ -11,6 +11,7 @@ from fastlr.backends import resolve
 from fastlr.models.nequip import cast
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import NodeAttributes, SelfConnection
+from fastlr.nn.radial import EveryEdge
 
 
 def transform(values, irreps, rotation):
@@ -31,7 +32,7 @@ def test_layer_is_equivariant(improper):
     cast(layer, torch.float64)
     assert layer.irreps_out == irreps
     x, attributes = torch.randn(4, irreps.dim).double(), NodeAttributes(torch.randn(2, 2).double(), torch.arange(4) % 2)
-    angular, radial = torch.randn(9, edge.dim).double(), torch.randn(9, 4).double()
+    angular, radial = torch.randn(9, edge.dim).double(), EveryEdge(torch.randn(9, 4).double())
     edges, norm = Adjacency.from_edges(torch.randint(4, (2, 9)), 4), torch.ones(1, 1).double()
     rotation = random_rotation(improper)
     z = layer(x, attributes, angular, radial, edges, norm)

@@ -1,0 +1,56 @@
+"""What a radial network is evaluated on: each edge, or the knots of a table from which the edges interpolate."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlr.kernels.edge_basis.naive import radial_basis
+from fastlr.kernels.radial_table.intervals import Intervals
+from fastlr.kernels.radial_table.naive import site_weights, sites, spline_coefficients
+
+
+class EveryEdge(NamedTuple):
+    """The network is evaluated on the radial basis of each edge.
+
+    Attributes:
+        basis: (E, num_bessels).
+    """
+
+    basis: Tensor
+
+    def weights(self, network: Callable) -> Tensor:
+        """(E, outputs of the network)."""
+        return network(self.basis)
+
+
+class Tabulated(NamedTuple):
+    """The network is evaluated in float64 at the sites of a table; see ``kernels/radial_table/naive.py``.
+
+    Attributes:
+        basis: (M + 5, num_bessels) float64, the radial basis at the sites.
+        coefficients: (E, 6), splines at the edges.
+        intervals: of the edges.
+        interpolate: the kernel in use.
+    """
+
+    basis: Tensor
+    coefficients: Tensor
+    intervals: Intervals
+    interpolate: Callable
+
+    def weights(self, network: Callable) -> Tensor:
+        """(E, outputs of the network)."""
+        table = site_weights(self.basis.shape[0] - 5, self.basis.device) @ network(self.basis)
+        return self.interpolate(self.coefficients, table.to(self.coefficients.dtype), self.intervals)
+
+
+def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, interpolate) -> Tabulated:
+    """Tables of ``num_intervals`` intervals for edges of ``lengths`` (E,), float64; beyond the cutoff all is zero."""
+    scaled = lengths * (num_intervals / r_max)
+    intervals = Intervals.from_positions(scaled, num_intervals)
+    coefficients = spline_coefficients(scaled - intervals.interval)
+    coefficients = torch.where((lengths < r_max)[:, None], coefficients, 0.0)
+    x = sites(num_intervals).to(lengths) / num_intervals
+    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, interpolate)

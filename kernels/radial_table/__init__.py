@@ -1,0 +1,1 @@
+"""Functions of the distance from tables: rows of weights for each edge, interpolated between knots."""

@@ -1,0 +1,82 @@
+"""The specification of tabulated radial functions: quintic B-splines on uniform knots, in plain PyTorch.
+
+A radial network maps the length of each edge to a row of weights. Its functions have one variable and are smooth,
+so a row at each of a few hundred knots says as much as a row for each of many thousand edges. With knots at
+r = m h, m = 0 ... M, an edge of length r in interval m = floor(r / h) at t = r / h - m has the weights
+
+    w = sum_j C_j(t) T[m + j],   j = 0 ... 5,
+
+where C are the quintic B-splines on one interval (de Boor, A Practical Guide to Splines, 1978) and the M + 5 rows of T
+are chosen such that w is exact at M + 5 sites. The error falls as h^6, and w has four continuous derivatives.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .intervals import Intervals
+
+DEGREE = 5
+ROWS = DEGREE + 1  # of the table that an edge reads
+
+
+@cache
+def _polynomials() -> Tensor:
+    """(6, 6) float64: row k holds the coefficients of t^k in the six B-splines that cover an interval."""
+    splines = [torch.ones(1, dtype=torch.float64)]  # degree 0; spline j as polynomial in t, lowest power first
+    for degree in range(1, ROWS):
+        # Cox-de Boor on uniform knots: B_j = ((t + degree - j) / degree) B'_(j-1) + ((j + 1 - t) / degree) B'_j, where
+        # spline j of an interval starts degree - j intervals to its left
+        def times(offset: float, slope: float, p: Tensor) -> Tensor:
+            out = p.new_zeros(len(p) + 1)
+            out[:-1] += offset * p
+            out[1:] += slope * p
+            return out
+
+        zero = torch.zeros(degree, dtype=torch.float64)
+        lower = [zero, *splines, zero]  # B'_(j-1) is lower[j], B'_j is lower[j + 1]
+        splines = [
+            (times(degree - j, 1.0, lower[j]) + times(j + 1.0, -1.0, lower[j + 1])) / degree for j in range(degree + 1)
+        ]
+    return torch.stack(splines, dim=1)
+
+
+def spline_coefficients(t: Tensor) -> Tensor:
+    """C (E, 6) at the places t (E,) within an interval, 0 <= t < 1; differentiable."""
+    powers = torch.stack([t**k for k in range(ROWS)], dim=1)
+    return powers @ _polynomials().to(t)
+
+
+def sites(num_intervals: int) -> Tensor:
+    """(M + 5,) float64 in units of h: the knots, and the middles of the two intervals at either end."""
+    knots = torch.arange(num_intervals + 1, dtype=torch.float64)
+    return torch.cat([knots, knots.new_tensor([0.5, 1.5, num_intervals - 1.5, num_intervals - 0.5])]).sort().values
+
+
+@cache
+def site_weights(num_intervals: int, device: torch.device | str = "cpu") -> Tensor:
+    """(M + 5, M + 5) float64: the table as a linear function of the values at ``sites``; M is at least 5."""
+    x = sites(num_intervals)
+    interval = x.floor().clamp(max=num_intervals - 1).long()
+    matrix = x.new_zeros(len(x), len(x))
+    columns = interval[:, None] + torch.arange(ROWS)
+    matrix.scatter_(1, columns, spline_coefficients(x - interval))
+    return torch.linalg.inv(matrix).to(device)
+
+
+def interpolate(coefficients: Tensor, table: Tensor, intervals: Intervals) -> Tensor:
+    """w[e] = sum_j C[e, j] T[interval[e] + j].
+
+    Args:
+        coefficients: C (E, J).
+        table: T (K, F).
+        intervals: of the edges.
+
+    Returns:
+        (E, F)
+    """
+    out = coefficients.new_zeros(coefficients.shape[0], table.shape[1])
+    for j in range(coefficients.shape[1]):
+        out = out + coefficients[:, j, None] * table.index_select(0, intervals.interval + j)
+    return out
