@@ -14,7 +14,7 @@ import torch
 
 from .errors import BackendError
 
-OPERATIONS = ("tensor_product", "edge_basis", "radial_table", "coulomb_matrix", "charge_solver")
+OPERATIONS = ("tensor_product", "edge_basis", "radial_table", "charge_equilibration")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ _FUSED = {
     "tensor_product": "fastlr.backends:_fused_tensor_product",
     "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
     "radial_table": "fastlr.kernels.radial_table.op:interpolate",
+    "charge_equilibration": "fastlr.kernels.charge_solver.op:equilibrate",
 }
 BACKENDS = {
     backend.name: backend
@@ -66,8 +67,7 @@ BACKENDS = {
                 "tensor_product": "fastlr.backends:_reference_tensor_product",
                 "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
                 "radial_table": "fastlr.kernels.radial_table.naive:interpolate",
-                "coulomb_matrix": "fastlr.kernels.ewald.naive:coulomb_matrix",
-                "charge_solver": "fastlr.kernels.charge_solver.naive:solve_charges",
+                "charge_equilibration": "fastlr.kernels.charge_solver.naive:equilibrate",
             },
             lambda device, dtype: None,
         ),
@@ -140,14 +140,9 @@ class Operations:
         return self.chosen[operation] == self.backend
 
     @property
-    def coulomb_matrix(self):
-        """See ``kernels/ewald/naive.py``."""
-        return self._function("coulomb_matrix")
-
-    @property
-    def charge_solver(self):
+    def charge_equilibration(self):
         """See ``kernels/charge_solver/naive.py``."""
-        return self._function("charge_solver")
+        return self._function("charge_equilibration")
 
     def table(self) -> list[tuple[str, str, str]]:
         """(operation, backend that serves it, remark) for every operation."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .kernels.adjacency import Adjacency
-from .kernels.ewald.tables import coulomb_tables
+from .kernels.ewald.tables import CoulombTables, coulomb_tables
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
@@ -35,17 +35,6 @@ class CoulombSettings:
     widths: tuple[float, ...]
     accuracy: float = 1e-10
     eta: float | None = None
-
-
-@dataclass(frozen=True)
-class CoulombPairs:
-    """Tables of the Coulomb sum for the whole batch; see ``kernels/ewald/naive.py`` for the meaning."""
-
-    pairs: Tensor  # (P, 2) int64
-    shifts: Tensor  # (P, 3) int8 or int32
-    inverse_eta: Tensor  # (B,) float64
-    periodic: Tensor  # (Bp,) int64
-    wave_indices: Tensor  # (Bp, K, 3) int64
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class Graph:
     edge_shift: Tensor
     row_ptr: Tensor
     reverse_edge: Tensor
-    coulomb: CoulombPairs | None = None
+    coulomb: CoulombTables | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -132,11 +121,7 @@ class Graph:
         """All tensors on ``device``."""
 
         def move(value):
-            if isinstance(value, Tensor):
-                return value.to(device)
-            if isinstance(value, CoulombPairs):
-                return CoulombPairs(*(move(getattr(value, field.name)) for field in fields(value)))
-            return value
+            return value if value is None else value.to(device)
 
         return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
 
@@ -217,7 +202,7 @@ class Graph:
             edge_shift=join("edge_shift"),
             row_ptr=join("row_ptr", edges, tail=True),
             reverse_edge=join("reverse_edge", edges),
-            coulomb=_join_coulomb([g.coulomb for g in graphs], nodes, structures),
+            coulomb=_join_coulomb([g.coulomb for g in graphs]),
         )
 
 
@@ -266,12 +251,16 @@ def _single(atoms: Atoms, charge: float, index: int, species, r_max: float, coul
     edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max, name)
     pairs = None
     if coulomb is not None:
-        if pbc.any() and not pbc.all():
+        if pbc.sum() == 1:
             raise InputError(
-                f"{name}: periodic in {int(pbc.sum())} of 3 directions; the Coulomb sum of this model serves "
-                "molecules (pbc off) and cells periodic in all three directions"
+                f"{name}: periodic in one direction; the Coulomb sum of this model serves molecules (pbc off), slabs "
+                "(two periodic directions) and cells periodic in all three"
             )
-        pairs = _single_coulomb(positions, cell if pbc.all() else None, kinds, coulomb)
+        widths = np.asarray(coulomb.widths, np.float64)[kinds]
+        try:
+            pairs = coulomb_tables(positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
     n = len(positions)
     return Graph(
         positions=torch.from_numpy(positions.copy()),
@@ -346,34 +335,8 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
 
 
-def _single_coulomb(positions, cell, kinds, settings: CoulombSettings) -> CoulombPairs:
-    widths = np.asarray(settings.widths)[kinds]
-    tables = coulomb_tables(positions, cell, widths, settings.accuracy, settings.eta)
-    return CoulombPairs(
-        pairs=torch.from_numpy(tables.pairs),
-        shifts=torch.from_numpy(tables.shifts),
-        inverse_eta=torch.tensor([tables.inverse_eta], dtype=torch.float64),
-        periodic=torch.tensor([0] if cell is not None else [], dtype=torch.int64),
-        wave_indices=torch.from_numpy(tables.wave_indices)[None] if cell is not None else torch.zeros(0, 0, 3).long(),
-    )
-
-
-def _join_coulomb(parts: list[CoulombPairs | None], nodes, structures) -> CoulombPairs | None:
-    if any(part is None for part in parts):
-        return None
-    longest = max(part.wave_indices.shape[1] for part in parts)
-    return CoulombPairs(
-        pairs=torch.cat([part.pairs + offset for part, offset in zip(parts, nodes, strict=False)]),
-        shifts=torch.cat([part.shifts for part in parts]),
-        inverse_eta=torch.cat([part.inverse_eta for part in parts]),
-        periodic=torch.cat([part.periodic + offset for part, offset in zip(parts, structures, strict=False)]),
-        wave_indices=torch.cat(
-            [
-                torch.nn.functional.pad(part.wave_indices, (0, 0, 0, longest - part.wave_indices.shape[1]))
-                for part in parts
-            ]
-        ),
-    )
+def _join_coulomb(parts: list[CoulombTables | None]) -> CoulombTables | None:
+    return None if any(part is None for part in parts) else CoulombTables.join(parts)
 
 
 def _offsets(counts: list[int]) -> list[int]:

@@ -47,7 +47,7 @@ class MemoryModel:
     def counts(self, graph: Graph) -> tuple[int, int, int, int, int]:
         """(atoms, edges, Coulomb pairs, largest structure, most wave vectors) of a graph."""
         tables = graph.coulomb
-        pairs, waves = (0, 0) if tables is None else (len(tables.pairs), tables.wave_indices.shape[1])
+        pairs, waves = (0, 0) if tables is None else (len(tables.neighbour), int((tables.waves > 0.0).sum()))
         return graph.num_nodes, graph.num_edges, pairs, graph.max_atoms if tables is not None else 0, waves
 
     def bytes_of(self, counts: list[tuple[int, int, int, int, int]]) -> int:

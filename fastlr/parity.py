@@ -5,9 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from .backends import Operations, resolve
+from .constants import COULOMB_CONSTANT
 from .errors import BackendError
 from .kernels.adjacency import Adjacency
+from .kernels.ewald.system import System
+from .kernels.ewald.tables import CoulombTables, coulomb_tables
 from .kernels.tensor_product.program import Program
+from .nn.charge_equilibration import ChargeEquilibration
 from .nn.interaction import InteractionLayer
 
 # Largest accepted relative root-mean-square error against the reference in float64.
@@ -104,6 +108,37 @@ def radial_table_error(operations: Operations, width: int) -> float:
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
+def charge_equilibration_error(operations: Operations) -> float:
+    """Worst relative RMS error of charges and energy, and of the gradients of both, of a molecule and two cells."""
+    from .kernels.charge_solver.naive import equilibrate
+
+    generator = torch.Generator().manual_seed(0)
+    sizes, parts = (4, 3, 5), []
+    cells = torch.eye(3, dtype=torch.float64) * 4.0 + torch.rand(3, 3, 3, generator=generator, dtype=torch.float64)
+    positions = torch.rand(sum(sizes), 3, generator=generator, dtype=torch.float64) * 4.0
+    widths = 0.4 + torch.rand(sum(sizes), generator=generator, dtype=torch.float64)
+    ptr = torch.tensor([0, *sizes]).cumsum(0)
+    for k, pbc in enumerate(([0, 0, 0], [1, 1, 1], [1, 1, 0])):
+        own = slice(ptr[k], ptr[k + 1])
+        arrays = (tensor.numpy() for tensor in (positions[own], cells[k], torch.tensor(pbc), widths[own]))
+        parts.append(coulomb_tables(*arrays, accuracy=1e-15))
+    tables, batch = CoulombTables.join(parts), torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    chi, hardness = torch.randn(len(batch), generator=generator).double(), 5.0 + widths
+    total = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    probe = torch.randn(len(batch), generator=generator).double()
+
+    def values_and_gradients(function, device):
+        leaves = [x.to(device).requires_grad_(True) for x in (positions, widths**2, cells, chi, hardness, total)]
+        x, a, cell, chi_, hardness_, total_ = leaves
+        system = System.of(x, a, cell, batch.to(device), ptr.to(device), tables.to(device))
+        q, energy, _ = function(system, chi_, hardness_, total_, COULOMB_CONSTANT)
+        return [q, energy, *torch.autograd.grad((q * probe.to(device)).sum() + energy.sum(), leaves)]
+
+    active = values_and_gradients(operations.charge_equilibration, operations.device)
+    reference = values_and_gradients(equilibrate, "cpu")
+    return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
+
+
 def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]:
     """Measure every operation that is not the reference's own.
 
@@ -125,6 +160,11 @@ def check_parity(model: torch.nn.Module, operations: Operations) -> list[Parity]
         elif operation == "radial_table":
             widths = {layer.program.weight_numel for layer in _layers(model)}
             error = max(radial_table_error(operations, width) for width in widths)
+        elif operation == "charge_equilibration":
+            charged = any(isinstance(module, ChargeEquilibration) for module in model.modules())
+            if not charged:
+                continue
+            error = charge_equilibration_error(operations)
         else:
             raise BackendError(f"backend '{backend}' offers {operation}, which no parity check covers")
         rows.append(_accepted(Parity(operation, backend, error), operations.dtype))
@@ -144,6 +184,7 @@ def check_backend(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
         "tensor_product": tensor_product_error(convolution, program, operations.device, dtype),
         "edge_basis": edge_basis_error(operations, 5.0, 8, 6.0, 2),
         "radial_table": radial_table_error(operations, 37),
+        "charge_equilibration": charge_equilibration_error(operations),
     }
     return [_accepted(Parity(name, operations.chosen[name], error), dtype) for name, error in errors.items()]
 

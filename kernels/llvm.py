@@ -1,5 +1,6 @@
 """Kernels under construction: llvmlite's instruction builder with loops, memory in units of one float, and vectors."""
 
+import math
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -224,3 +225,50 @@ class Lanes:
     def where(self, condition: ir.Value, other) -> "Lanes":
         """This where ``condition`` holds, else ``other``."""
         return self._new(self.emitter.builder.select(condition, self.value, self._other(other)))
+
+
+class Operations:
+    """What formulas ask of a target beside arithmetic, for lanes of float64."""
+
+    def __init__(self, emitter: Emitter):
+        self.emitter = emitter
+
+    def constant(self, value: float) -> Lanes:
+        return Lanes(self.emitter, self.emitter.constant(value, self.emitter.lanes))
+
+    def rsqrt(self, x: Lanes) -> Lanes:
+        return self.constant(1.0) / x.call("sqrt")
+
+    def power(self, x: Lanes, exponent: float) -> Lanes:
+        if exponent != int(exponent) or exponent < 0:
+            return x.call("pow", self.constant(exponent))
+        result, square, rest = self.constant(1.0), x, int(exponent)
+        while rest:
+            if rest % 2:
+                result = result * square
+            square, rest = square * square, rest // 2
+        return result
+
+    def floor(self, x: Lanes) -> Lanes:
+        return x.call("floor")
+
+    def step(self, x: Lanes) -> Lanes:
+        """1 below one, else 0."""
+        return self.constant(1.0).where(x.less(1.0), 0.0)
+
+    def exp(self, x: Lanes) -> Lanes:
+        """e^x for x <= 0, zero below -700: 2^n times a polynomial in what remains."""
+        b = self.emitter.builder
+        n = (x.call("maxnum", self.constant(-700.0)) * math.log2(math.e)).call("rint")
+        rest = (x.call("maxnum", self.constant(-700.0)) - n * 0.693145751953125) - n * 1.42860682030941723212e-6
+        value = self.constant(1.0 / math.factorial(13))
+        for k in range(12, -1, -1):
+            value = value * rest + 1.0 / math.factorial(k)
+        kind = ir.VectorType(I64, self.emitter.lanes)
+
+        def spread(number: int):
+            return ir.Constant(kind, [I64(number)] * self.emitter.lanes)
+
+        exponent = b.shl(b.add(b.fptosi(n.value, kind), spread(1023)), spread(52))
+        power = Lanes(self.emitter, b.bitcast(exponent, self.emitter.vector(self.emitter.lanes)))
+        return (value * power).where(Lanes(self.emitter, self.constant(-700.0).value).less(x), 0.0)

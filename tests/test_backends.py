@@ -130,9 +130,9 @@ def test_right_backend_passes(monkeypatch):
 
 
 def test_backend_that_no_check_covers_is_refused(monkeypatch):
-    implements = {"charge_solver": BACKENDS["reference"].implements["charge_solver"]}
-    monkeypatch.setitem(BACKENDS, "bold", Backend("bold", implements, lambda device, dtype: None))
-    with pytest.raises(BackendError, match="offers charge_solver, which no parity check covers"):
+    monkeypatch.setattr(backends, "OPERATIONS", (*backends.OPERATIONS, "magic"))
+    monkeypatch.setitem(BACKENDS, "bold", Backend("bold", {"magic": "some:where"}, lambda device, dtype: None))
+    with pytest.raises(BackendError, match="offers magic, which no parity check covers"):
         Potential(small_model("lr"), backend="bold")
 
 

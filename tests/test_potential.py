@@ -178,8 +178,8 @@ def test_faults_name_the_structure():
     bad.positions[2, 0] = np.nan
     with pytest.raises(InputError, match=r"structure 2 \(H2O\): the position of atom 2"):
         potential.predict([structures.water(), structures.salt(), bad])
-    with pytest.raises(InputError, match=r"structure 1 .*periodic in 2 of 3"):
-        potential.predict([structures.water(), structures.slab()])
+    with pytest.raises(InputError, match=r"structure 1 .*periodic in one direction"):
+        potential.predict([structures.water(), structures.wire()])
 
 
 def test_not_finite_is_an_error():

@@ -8,6 +8,7 @@ from fastlr.constants import COULOMB_CONSTANT
 from fastlr.errors import InputError
 from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.naive import IndefiniteError
+from fastlr.kernels.ewald.system import System
 
 
 class ChargeEquilibration(nn.Module):
@@ -35,24 +36,16 @@ class ChargeEquilibration(nn.Module):
         """(species,) J in eV/e^2, positive."""
         return self.log_hardness.exp()
 
-    def coulomb_matrix(self, graph: Graph) -> Tensor:
-        """(B, n, n) Coulomb matrix A in 1/Å, n the size of the largest structure."""
-        tables = graph.coulomb
-        if tables is None:
+    def system(self, graph: Graph) -> System:
+        """The Gaussian charges of a batch.
+
+        Raises:
+            InputError: the graph was built without Coulomb tables.
+        """
+        if graph.coulomb is None:
             raise InputError("this graph has no Coulomb tables; build it with the model's own settings")
-        return self.operations.coulomb_matrix(
-            graph.positions,
-            self.widths.index_select(0, graph.species),
-            graph.cell,
-            graph.batch,
-            graph.slot,
-            graph.max_atoms,
-            tables.pairs,
-            tables.shifts,
-            tables.inverse_eta,
-            tables.periodic,
-            tables.wave_indices,
-        )
+        squared_widths = self.widths.index_select(0, graph.species) ** 2
+        return System.of(graph.positions, squared_widths, graph.cell, graph.batch, graph.node_ptr, graph.coulomb)
 
     def forward(self, graph: Graph, electronegativity: Tensor) -> dict[str, Tensor]:
         """Solve for the charges.
@@ -68,26 +61,16 @@ class ChargeEquilibration(nn.Module):
         Raises:
             InputError: the equations of a structure have no unique solution (for instance, positions not finite).
         """
-        matrix = self.coulomb_matrix(graph) * COULOMB_CONSTANT
         hardness = self.hardness.index_select(0, graph.species)
-        index = graph.batch * graph.max_atoms + graph.slot
-        shape = (graph.num_structures, graph.max_atoms)
-
-        def pad(values: Tensor) -> Tensor:
-            return values.new_zeros(shape[0] * shape[1]).index_add(0, index, values).view(shape)
-
-        mask = pad(torch.ones_like(hardness)) > 0.0
         try:
-            charges, _ = self.operations.charge_solver(
-                matrix + torch.diag_embed(pad(hardness)), -pad(electronegativity), graph.charge, mask
+            q, coulomb_energy, _ = self.operations.charge_equilibration(
+                self.system(graph), electronegativity, hardness, graph.charge, COULOMB_CONSTANT
             )
         except IndefiniteError as error:
             raise InputError(
                 f"charge equilibration failed for structure {error.structures[0]} of the batch: the energy has no "
                 "minimum in the charges; are its positions finite and its atoms apart?"
             ) from None
-        coulomb_energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
-        q = charges.reshape(-1).index_select(0, index)
         return {
             "charges": q,
             "coulomb_energy": coulomb_energy,

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from fastlr.constants import COULOMB_CONSTANT
+from fastlr.kernels.ewald.coulomb import coulomb_matrix
 from fastlr.models import ModelConfig, build_model
 from fastlr.nn.charge_equilibration import ChargeEquilibration
 
@@ -54,7 +55,7 @@ def electronegativity_shifts(samples: list, config: ModelConfig, most: int = 100
     with torch.no_grad():
         for sample in labelled:
             graph, q = sample.graph, sample.labels["charges"]
-            potential = COULOMB_CONSTANT * equilibration.coulomb_matrix(graph)[0] @ q
+            potential = COULOMB_CONSTANT * coulomb_matrix(equilibration.system(graph))[0] @ q
             chi = -(potential + equilibration.hardness[graph.species] * q).numpy()
             one_hot = np.eye(S)[graph.species.numpy()]
             centred = one_hot - one_hot.mean(axis=0)

@@ -12,6 +12,8 @@ is again an instance of this function, which makes it differentiable any number 
 
 import torch
 from fastlr.kernels.autograd import wanted
+from fastlr.kernels.ewald.naive import coulomb_matrix
+from fastlr.kernels.ewald.system import System
 from torch import Tensor
 
 
@@ -47,6 +49,44 @@ def solve_charges(matrix: Tensor, rhs: Tensor, total: Tensor, mask: Tensor) -> t
         ones = mask.to(matrix.dtype)
         response = torch.cholesky_solve(ones[:, :, None], factor).squeeze(2)  # H^-1 1
     return _Solve.apply(matrix, rhs, total, factor, response, ones)
+
+
+def equilibrate(
+    system: System, electronegativity: Tensor, hardness: Tensor, total: Tensor, constant: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Charges that minimise  sum_i (chi_i q_i + J_i q_i^2 / 2) + (k / 2) q' A q  with sum q = Q in each structure.
+
+    Args:
+        system: where the charges sit.
+        electronegativity, hardness: (N,) chi in eV/e and J in eV/e^2.
+        total: (B,) Q in e.
+        constant: k, the Coulomb constant in eV Å.
+
+    Returns:
+        q (N,) e; the Coulomb energy (k / 2) q' A q (B,) eV; and the Lagrange multiplier (B,), minus the chemical
+        potential. All are differentiable.
+
+    Raises:
+        IndefiniteError: the energy of a structure has no minimum.
+    """
+    matrix = constant * coulomb_matrix(system)
+    mask = system.pad(torch.ones_like(hardness)) > 0.0
+    # a constant that all elements share has no influence on charges of a given sum, and keeps slabs positive definite
+    lift = _lift(system, constant)
+    hessian = matrix + torch.diag_embed(system.pad(hardness)) + lift[:, None, None]
+    charges, multiplier = solve_charges(hessian, -system.pad(electronegativity), total, mask)
+    energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
+    return system.unpad(charges), energy, multiplier + lift * total
+
+
+def _lift(system: System, constant: float) -> Tensor:
+    """(B,) a constant that makes the matrices of slabs positive definite: 2 pi |z| / S at their height."""
+    lift = system.cell.new_zeros(system.num_structures)
+    tables = system.tables
+    if not system.has_slabs:
+        return lift
+    volume = torch.linalg.det(system.lattice()).abs().detach()
+    return lift.index_add(0, tables.periodic, constant * 2.0 * torch.pi * tables.height**2 / volume)
 
 
 class _Solve(torch.autograd.Function):

@@ -7,7 +7,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from .. import llvm
-from ..llvm import Emitter, Lanes
+from ..llvm import Emitter, Lanes, Operations
 from ..native import compiled, launch
 from . import formulas
 from .formulas import Basis
@@ -65,7 +65,7 @@ class _Kernel(Emitter):
             self.rows = [self.minimum(self.add(first, lane), final) for lane in range(self.lanes)]
             v, *g = [self.load_rows(pointer, *kind) for pointer, kind in zip(inputs, arguments, strict=True)]
             bessel = [Lanes(self, self.broadcast(roots, m, self.lanes)) for m in range(basis.num_bessels)]
-            values = getattr(formulas, name)(v, bessel, *g, basis, _Operations(self))
+            values = getattr(formulas, name)(v, bessel, *g, basis, Operations(self))
             for pointer, kind, columns in zip(outputs, results, [values] if len(results) == 1 else values, strict=True):
                 self.store_rows(columns, pointer, *kind)
 
@@ -89,32 +89,3 @@ class _Kernel(Emitter):
                 scalar = self.builder.extract_element(value.value, llvm.I32(lane))
                 scalar = self.builder.fptrunc(scalar, kind) if narrow else scalar
                 self.builder.store(scalar, self.at(pointer, self.add(self.mul(row, columns), column), kind))
-
-
-class _Operations:
-    """What ``formulas`` asks of a target."""
-
-    def __init__(self, emitter: Emitter):
-        self.emitter = emitter
-
-    def constant(self, value: float) -> Lanes:
-        return Lanes(self.emitter, self.emitter.constant(value, self.emitter.lanes))
-
-    def rsqrt(self, x: Lanes) -> Lanes:
-        return self.constant(1.0) / x.call("sqrt")
-
-    def power(self, x: Lanes, exponent: float) -> Lanes:
-        if exponent != int(exponent) or exponent < 0:
-            return x.call("pow", self.constant(exponent))
-        result, square, rest = self.constant(1.0), x, int(exponent)
-        while rest:
-            if rest % 2:
-                result = result * square
-            square, rest = square * square, rest // 2
-        return result
-
-    def floor(self, x: Lanes) -> Lanes:
-        return x.call("floor")
-
-    def step(self, x: Lanes) -> Lanes:
-        return self.constant(1.0).where(x.less(1.0), 0.0)

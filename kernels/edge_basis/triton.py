@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..triton_source import FLOAT, Source
+from ..triton_source import FLOAT, Operations, Source
 from . import formulas
 from .formulas import Basis
 
@@ -61,7 +61,7 @@ def edge_basis_kernel(name: str, basis: Basis, dtype: torch.dtype):
     )
     body("e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)")
     body("inside = e < num_edges")
-    ops = _Operations(body)
+    ops = Operations(body)
     columns = [
         [ops.named(f"tl.load({argument} + e * {width} + {k}, mask=inside, other=1.0).to(tl.float64)")
          for k in range(width)]
@@ -75,63 +75,3 @@ def edge_basis_kernel(name: str, basis: Basis, dtype: torch.dtype):
         for k in range(width):
             body(f"tl.store({output} + e * {width} + {k}, ({value[k].name}).to({FLOAT[kind]}), mask=inside)")
     return body.kernel(do_not_specialize=["num_edges"])
-
-
-class _Name:
-    """A variable of the kernel under construction; arithmetic with it writes a line."""
-
-    def __init__(self, ops: "_Operations", name: str):
-        self.ops, self.name = ops, name
-
-    def _binary(self, sign: str, other, reverse: bool = False) -> "_Name":
-        other = other.name if isinstance(other, _Name) else repr(float(other))
-        left, right = (other, self.name) if reverse else (self.name, other)
-        return self.ops.named(f"{left} {sign} {right}")
-
-    def __add__(self, other):
-        return self._binary("+", other)
-
-    def __sub__(self, other):
-        return self._binary("-", other)
-
-    def __rsub__(self, other):
-        return self._binary("-", other, reverse=True)
-
-    def __mul__(self, other):
-        return self._binary("*", other)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-
-class _Operations:
-    """What ``formulas`` asks of a target."""
-
-    def __init__(self, body: Source):
-        self.body, self.count = body, 0
-
-    def named(self, expression: str) -> _Name:
-        self.count += 1
-        self.body(f"t{self.count} = {expression}")
-        return _Name(self, f"t{self.count}")
-
-    def constant(self, value: float) -> _Name:
-        return self.named(f"tl.full([BLOCK], {value!r}, tl.float64)")
-
-    def rsqrt(self, x: _Name) -> _Name:
-        return self.named(f"1.0 / tl.sqrt({x.name})")
-
-    def power(self, x: _Name, exponent: float) -> _Name:
-        if exponent != int(exponent) or exponent < 0:
-            return self.named(f"tl.exp({exponent!r} * tl.log({x.name}))")
-        result, square, rest = self.constant(1.0), x, int(exponent)
-        while rest:
-            if rest % 2:
-                result = result * square
-            square, rest = square * square, rest // 2
-        return result
-
-    def floor(self, x: _Name) -> _Name:
-        return self.named(f"tl.floor({x.name})")
-
-    def step(self, x: _Name) -> _Name:
-        return self.named(f"tl.where({x.name} < 1.0, 1.0, 0.0)")

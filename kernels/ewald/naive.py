@@ -1,7 +1,7 @@
 """The specification of the Coulomb matrix of Gaussian charges in plain PyTorch.
 
 Sources: Ewald (Ann. Phys. 369, 253, 1921); Gaussian charges as in 4G-HDNNP (Ko, Finkler, Goedecker & Behler, Nat.
-Commun. 12, 398, 2021, Eq. 4-9 and its supplement).
+Commun. 12, 398, 2021, Eq. 4-9 and its supplement); slabs as in Parry (Surf. Sci. 49, 433, 1975).
 """
 
 import math
@@ -9,21 +9,11 @@ import math
 import torch
 from torch import Tensor
 
+from .system import System
 
-def coulomb_matrix(
-    positions: Tensor,
-    widths: Tensor,
-    cell: Tensor,
-    batch: Tensor,
-    slot: Tensor,
-    size: int,
-    pairs: Tensor,
-    shifts: Tensor,
-    inverse_eta: Tensor,
-    periodic: Tensor,
-    wave_indices: Tensor,
-) -> Tensor:
-    """A[b, i, j], such that a structure's Coulomb energy is (k / 2) q' A q.
+
+def coulomb_matrix(system: System) -> Tensor:
+    """A[b, i, j], such that a structure's Coulomb energy is (k / 2) q' A q; differentiable.
 
     A molecule:  A_ij = erf(r / (sqrt2 g_ij)) / r,  A_ii = 1 / (s_i sqrt(pi)),  g_ij^2 = s_i^2 + s_j^2.
     A cell, with the images of j and the splitting width eta:
@@ -35,67 +25,77 @@ def coulomb_matrix(
                      that A is positive semidefinite and does not depend on eta, and a net charge is
                      compensated by a uniform background
 
-    Args:
-        positions: (N, 3) float64, Å.
-        widths: (N,) Gaussian widths s, Å.
-        cell: (B, 3, 3), rows are lattice vectors; read for periodic structures only.
-        batch, slot: (N,) the structure of each atom, and its index within the structure.
-        size: the largest number of atoms in a structure.
-        pairs: (P, 2) half list of atoms, as in ``tables.CoulombTables``, indices into the whole batch.
-        shifts: (P, 3) lattice shifts of the second atom.
-        inverse_eta: (B,) 1/Å, zero for molecules.
-        periodic: (Bp,) the periodic structures.
-        wave_indices: (Bp, K, 3) their wave vectors, padded with zeros.
+    A slab of area S, z along its normal, with real space and self as above and
+
+        reciprocal   (pi / S) sum_k cos(k r_ij) / k [exp(kz) erfc(k eta / sqrt2 + z / (sqrt2 eta)) + the same for -z]
+        k = 0        - (2 pi / S) [z erf(z / (sqrt2 eta)) + eta sqrt(2 / pi) exp(-z^2 / 2 eta^2)]
+
+    over the wave vectors of the plane. The potential of a charged layer is -2 pi |z| / S: nothing compensates it.
 
     Returns:
-        (B, size, size) in 1/Å, zero outside each structure's own block.
+        (B, n, n) in 1/Å with n the size of the largest structure, zero outside each structure's own block.
     """
-    num_structures = cell.shape[0]
-    first, second = pairs[:, 0], pairs[:, 1]
-    structure = batch.index_select(0, first)
+    tables, x = system.tables, system.positions
+    size, places = system.size, system.places
+    local = places - system.batch * size
 
-    # real space (all there is, for a molecule), half list then symmetrised
-    shift = (shifts.to(cell.dtype)[:, None, :] @ cell.index_select(0, structure)).squeeze(1)
-    r = torch.linalg.vector_norm(positions.index_select(0, second) - positions.index_select(0, first) + shift, dim=1)
-    gamma = torch.sqrt(widths.index_select(0, first) ** 2 + widths.index_select(0, second) ** 2)
-    smeared = torch.erf(r / (math.sqrt(2.0) * gamma))
-    if len(periodic):
-        smeared = smeared - torch.erf(r * inverse_eta.index_select(0, structure) / math.sqrt(2.0))
-    flat = (structure * size + slot.index_select(0, first)) * size + slot.index_select(0, second)
-    half = positions.new_zeros(num_structures * size * size).index_add(0, flat, smeared / r)
-    matrix = half.view(num_structures, size, size)
-    matrix = matrix + matrix.transpose(1, 2)
+    first = torch.repeat_interleave(torch.arange(len(x), device=x.device), tables.ptr[1:] - tables.ptr[:-1])
+    second = tables.neighbour.long()
+    structure = system.batch.index_select(0, first)
+    shift = (tables.shift.to(x.dtype)[:, None, :] @ system.cell.index_select(0, structure)).squeeze(1)
+    r = torch.linalg.vector_norm(x.index_select(0, second) - x.index_select(0, first) + shift, dim=1)
+    a = system.squared_widths
+    gamma = torch.sqrt(a.index_select(0, first) + a.index_select(0, second))
+    beta = system.beta.index_select(0, structure)
+    near = (torch.special.erfc(r * beta) - torch.special.erfc(r / (math.sqrt(2.0) * gamma))) / r
+    flat = places.index_select(0, first) * size + local.index_select(0, second)
+    matrix = x.new_zeros(system.num_structures * size * size).index_add(0, flat, near)
+    matrix = matrix.index_add(0, places * size + local, system.self_terms())
+    matrix = matrix.view(system.num_structures, size, size)
 
-    # self-interaction
-    self_term = 1.0 / (widths * math.sqrt(math.pi)) - math.sqrt(2.0 / math.pi) * inverse_eta.index_select(0, batch)
-    matrix = matrix + torch.diag_embed(_pad(self_term, batch, slot, num_structures, size))
-    if not len(periodic):
-        return matrix
-
-    # reciprocal space and the k = 0 term of the periodic structures
-    lattice = cell.index_select(0, periodic)
-    volume = torch.linalg.det(lattice).abs()[:, None]
-    eta = 1.0 / inverse_eta.index_select(0, periodic)[:, None]
-    waves = 2.0 * math.pi * wave_indices.to(cell.dtype) @ torch.linalg.inv(lattice).transpose(1, 2)  # (Bp, K, 3)
-    k2 = (waves**2).sum(dim=2)
-    is_wave = (wave_indices != 0).any(dim=2)
-    k2 = torch.where(is_wave, k2, 1.0)
-    weight = torch.where(is_wave, 2.0 * (4.0 * math.pi / volume) * torch.exp(-0.5 * eta**2 * k2) / k2, 0.0)
-
-    is_atom = _pad(torch.ones_like(widths), batch, slot, num_structures, size).index_select(0, periodic)
-    padded = _pad(positions, batch, slot, num_structures, size).index_select(0, periodic)
-    phase = padded @ waves.transpose(1, 2)  # (Bp, size, K)
-    cosine, sine = torch.cos(phase) * is_atom[:, :, None], torch.sin(phase) * is_atom[:, :, None]
-    reciprocal = (cosine * weight[:, None, :]) @ cosine.transpose(1, 2)
-    reciprocal = reciprocal + (sine * weight[:, None, :]) @ sine.transpose(1, 2)
-
-    s2 = _pad(widths**2, batch, slot, num_structures, size).index_select(0, periodic)
-    average = 2.0 * math.pi * (eta[:, :, None] ** 2 - s2[:, :, None] - s2[:, None, :]) / volume[:, :, None]
-    average = average * is_atom[:, :, None] * is_atom[:, None, :]
-    return matrix.index_add(0, periodic, reciprocal - average)
+    for number, b in enumerate(tables.periodic.tolist()):
+        start, stop = system.node_ptr[b], system.node_ptr[b + 1]
+        far = _slab if tables.height[number] > 0.0 else _cell
+        block = far(x[start:stop], a[start:stop], system.lattice()[number], tables, number, 1.0 / tables.inverse_eta[b])
+        block = torch.nn.functional.pad(block, (0, size - block.shape[0], 0, size - block.shape[0]))
+        matrix = matrix.index_add(0, tables.periodic[number : number + 1], block[None])
+    return matrix
 
 
-def _pad(values: Tensor, batch: Tensor, slot: Tensor, num_structures: int, size: int) -> Tensor:
-    """(N, ...) -> (B, size, ...), zeros where a structure has fewer atoms."""
-    out = values.new_zeros(num_structures * size, *values.shape[1:])
-    return out.index_add(0, batch * size + slot, values).view(num_structures, size, *values.shape[1:])
+def _cell(x: Tensor, a: Tensor, lattice: Tensor, tables, number: int, eta: Tensor) -> Tensor:
+    line, sign, third = torch.nonzero(tables.waves[number], as_tuple=True)
+    indices = torch.cat([tables.lines[number, line], (third * (1 - 2 * sign))[:, None]], dim=1).to(x.dtype)
+    volume = torch.linalg.det(lattice).abs()
+    waves = 2.0 * math.pi * indices @ torch.linalg.inv(lattice).T
+    k2 = (waves**2).sum(dim=1)
+    weight = 2.0 * (4.0 * math.pi / volume) * torch.exp(-0.5 * eta**2 * k2) / k2
+    phase = x @ waves.T
+    cosine, sine = torch.cos(phase), torch.sin(phase)
+    average = 2.0 * math.pi * (eta**2 - a[:, None] - a[None, :]) / volume
+    return (cosine * weight) @ cosine.T + (sine * weight) @ sine.T - average
+
+
+def _slab(x: Tensor, a: Tensor, lattice: Tensor, tables, number: int, eta: Tensor) -> Tensor:
+    area = torch.linalg.vector_norm(torch.linalg.cross(lattice[0], lattice[1]))
+    normal = lattice[2] / torch.linalg.vector_norm(lattice[2])
+    separation = x[:, None, :] - x[None, :, :]
+    z = separation @ normal
+    lines = tables.lines[number]
+    lines = lines[(lines != 0).any(dim=1)].to(x.dtype)
+    waves = 2.0 * math.pi * lines @ torch.linalg.inv(lattice).T[:2]
+    total = -(2.0 * math.pi / area) * (
+        z * torch.erf(z / (math.sqrt(2.0) * eta)) + eta * math.sqrt(2.0 / math.pi) * torch.exp(-0.5 * (z / eta) ** 2)
+    )
+    for k_vector in waves:
+        k = torch.linalg.vector_norm(k_vector)
+        both = 0.0
+        for side in (z, -z):
+            # exp(kz) erfc(t) = exp(kz - t^2) erfcx(t), which neither overflows nor cancels
+            t = (k * eta + side / eta) / math.sqrt(2.0)
+            both = both + torch.where(
+                t > 0.0,
+                torch.exp(k * side - t**2) * torch.special.erfcx(torch.where(t > 0.0, t, 0.0)),
+                torch.exp(torch.where(t > 0.0, 0.0, k * side)) * torch.erfc(t),
+            )
+        total = total + 2.0 * math.pi / (area * k) * torch.cos(separation @ k_vector) * both
+    return total

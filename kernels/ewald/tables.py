@@ -1,49 +1,97 @@
-"""Which pairs and wave vectors a Coulomb sum visits: integer tables that stay valid while atoms move little.
+"""Which pairs and wave vectors a Coulomb sum visits: tables of whole numbers that stay valid while atoms move little.
 
-For one structure with Gaussian charges of widths s_i (rho ~ exp(-r^2 / 2 s_i^2), g_ij^2 = s_i^2 + s_j^2), splitting
-width eta and requested accuracy a, both sums stop where a Gaussian has fallen to a: x = sqrt(-2 ln a),
+For Gaussian charges of widths s_i (rho ~ exp(-r^2 / 2 s_i^2), g_ij^2 = s_i^2 + s_j^2), splitting width eta and
+requested accuracy a, both sums stop where a Gaussian has fallen to a: x = sqrt(-2 ln a),
 
     real space        r < x max(eta, g_ij)         erfc(x / sqrt 2) <= a
     reciprocal space  k < x / eta                   exp(-eta^2 k^2 / 2) <= a
 
-A molecule has all pairs, no wave vectors, and eta = infinity.
+A molecule has all pairs, no wave vectors, and eta = infinity. A slab has wave vectors of a cell whose third vector
+is normal to the periodic ones and so long that a Coulomb interaction cut off at half of its length, the height R, does
+not notice the images in that direction (see ``reciprocal.py``).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 import vesin
+from torch import Tensor
+
+from .op import PairList
 
 
-@dataclass(frozen=True)
-class CoulombTables:
-    """Tables of one structure (numpy).
+class CoulombTables(NamedTuple):
+    """Tables of a batch of B structures with N atoms, P entries, and Bp structures that have wave vectors.
 
     Attributes:
-        pairs: (P, 2) int64 half list of atoms i <= j; i == j only for an atom and its own image.
-        shifts: (P, 3) int8 or wider, lattice shift of j.
-        wave_indices: (K, 3) int64 Miller indices of a half space of wave vectors, the zero vector left out.
-        inverse_eta: 1 / eta in 1/Å; zero for a molecule.
+        ptr, neighbour, shift: the entries of the real-space sum, see ``op.PairList``.
+        inverse_eta: (B,) float64, 1/Å, zero for a molecule.
+        periodic: (Bp,) int64, the structures with wave vectors.
+        axes: (Bp, 3) int64, their lattice vectors in the order of the indices of the waves; the axis along which a
+            slab is not periodic comes last.
+        height: (Bp,) float64, Å, R of a slab, zero for a cell periodic in three directions.
+        lines: (Bp, L, 2) int64, first two indices (n1, n2) of the wave vectors.
+        waves: (Bp, L, 2, M) float64, how often the wave vectors (n1, n2, m) and (n1, n2, -m), m = 0 ... M - 1, count:
+            two, for itself and its negative, or zero.
     """
 
-    pairs: np.ndarray
-    shifts: np.ndarray
-    wave_indices: np.ndarray
-    inverse_eta: float
+    ptr: Tensor
+    neighbour: Tensor
+    shift: Tensor
+    inverse_eta: Tensor
+    periodic: Tensor
+    axes: Tensor
+    height: Tensor
+    lines: Tensor
+    waves: Tensor
+
+    def to(self, device) -> CoulombTables:
+        """All tensors on ``device``."""
+        return CoulombTables(*(tensor.to(device) for tensor in self))
+
+    def pairs(self, batch: Tensor) -> PairList:
+        """The entries of the real-space sum, given the structure of each atom."""
+        return PairList(self.ptr, self.neighbour, self.shift, batch)
+
+    @staticmethod
+    def join(parts: Sequence[CoulombTables]) -> CoulombTables:
+        """The tables of several batches as one."""
+        nodes, entries, structures = 0, 0, 0
+        columns = {name: [] for name in CoulombTables._fields}
+        lines = max(part.lines.shape[1] for part in parts)
+        length = max(part.waves.shape[3] for part in parts)
+        for number, part in enumerate(parts):
+            columns["ptr"].append((part.ptr if number == 0 else part.ptr[1:]) + entries)
+            columns["neighbour"].append(part.neighbour + nodes)
+            columns["periodic"].append(part.periodic + structures)
+            more, longer = lines - part.lines.shape[1], length - part.waves.shape[3]
+            columns["lines"].append(torch.nn.functional.pad(part.lines, (0, 0, 0, more)))
+            columns["waves"].append(torch.nn.functional.pad(part.waves, (0, longer, 0, 0, 0, more)))
+            for name in ("shift", "inverse_eta", "axes", "height"):
+                columns[name].append(getattr(part, name))
+            nodes += part.ptr.shape[0] - 1
+            entries += part.neighbour.shape[0]
+            structures += part.inverse_eta.shape[0]
+        return CoulombTables(*(torch.cat(columns[name]) for name in CoulombTables._fields))
 
 
 def balanced_eta(volume: float, num_atoms: int) -> float:
     """Splitting width in Å that balances the two sums (Jackson & Catlow, Mol. Simul. 1, 207, 1988), times 0.8.
 
-    The dense reciprocal sum is a matrix product and thus cheaper a term than the error functions of the real
-    sum, so a width smaller than the textbook one is faster.
+    The reciprocal sum is a matrix product and thus cheaper a term than the error functions of the real sum, so a width
+    smaller than the textbook one is faster.
     """
     return 0.8 * (volume**2 / num_atoms) ** (1.0 / 6.0) / np.sqrt(2.0 * np.pi)
 
 
 def coulomb_tables(
     positions: np.ndarray,
-    cell: np.ndarray | None,
+    cell: np.ndarray,
+    pbc: np.ndarray,
     widths: np.ndarray,
     accuracy: float = 1e-10,
     eta: float | None = None,
@@ -52,43 +100,99 @@ def coulomb_tables(
 
     Args:
         positions: (n, 3) Å.
-        cell: (3, 3) Å, rows are lattice vectors, for a cell periodic in three directions; None for a molecule.
-        widths: (n,) Gaussian widths s_i, Å.
+        cell: (3, 3) Å, rows are lattice vectors; read for periodic directions only.
+        pbc: (3,) bool; none, two or all three directions are periodic.
+        widths: (n,) Gaussian widths s_i, Å; zero for a point charge.
         accuracy: relative size at which both sums are cut.
         eta: splitting width in Å (default: ``balanced_eta``).
+
+    Raises:
+        ValueError: one periodic direction.
     """
-    n = len(positions)
-    if cell is None:
-        pairs = np.stack(np.triu_indices(n, 1), axis=1)
-        return CoulombTables(pairs, np.zeros((len(pairs), 3), np.int8), np.zeros((0, 3), np.int64), 0.0)
+    n, pbc = len(positions), np.asarray(pbc, bool)
+    if pbc.sum() == 1:
+        raise ValueError("the Coulomb sum serves molecules, slabs and cells, not structures periodic in one direction")
+    if not pbc.any():
+        ptr, neighbour = _all_pairs(n)
+        shift = np.zeros((len(neighbour), 3), np.int8)
+        return _tables(ptr, neighbour, shift, 0.0, None)
 
-    volume = abs(np.linalg.det(cell))
-    if eta is None:
-        eta = balanced_eta(volume, max(n, 1))
     reach = np.sqrt(-2.0 * np.log(accuracy))
+    widest = float(np.sqrt(2.0) * np.max(widths, initial=0.0))
+    axes, height = np.arange(3), 0.0
+    lattice = np.array(cell, float)
+    if not pbc.all():
+        axes = np.argsort(~pbc, kind="stable")  # the periodic ones first
+        normal = np.cross(*lattice[axes[:2]])
+        area = np.linalg.norm(normal)
+        normal /= area
+        extent = float(np.ptp(positions @ normal)) if n else 0.0
+        if eta is None:
+            eta = balanced_eta(area * max(extent, np.sqrt(area)), max(n, 1))
+        # the smeared interaction of all pairs, erf(r / sqrt2 eta) / r, must lie within the cut
+        height = extent + reach * eta + 1.0
+        lattice = np.stack([lattice[axes[0]], lattice[axes[1]], 2.0 * height * normal])
+    elif eta is None:
+        eta = balanced_eta(abs(np.linalg.det(lattice)), max(n, 1))
 
-    cutoff = reach * max(eta, float(np.sqrt(2.0) * widths.max(initial=0.0)))
-    neighbours = vesin.NeighborList(cutoff=cutoff, full_list=False)
-    i, j, shifts, distances = neighbours.compute(positions, cell, True, quantities="ijSd")
-    gamma = np.sqrt(widths[i] ** 2 + widths[j] ** 2)
-    near = distances < reach * np.maximum(eta, gamma)
-    pairs = np.stack([i[near], j[near]], axis=1).astype(np.int64)
-    shifts = shifts[near]
-    shifts = shifts.astype(np.int8 if np.abs(shifts).max(initial=0) < 127 else np.int32)
+    i, j, shift, distance = vesin.NeighborList(cutoff=reach * max(eta, widest), full_list=True).compute(
+        positions, cell, pbc, quantities="ijSd"
+    )
+    near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2))
+    i, j, shift = i[near], j[near], shift[near]
+    order = np.argsort(i, kind="stable")
+    ptr = np.zeros(n + 1, np.int64)
+    np.cumsum(np.bincount(i, minlength=n), out=ptr[1:])
+    if np.abs(shift).max(initial=0) > 127:
+        raise ValueError("atoms lie more than 127 cells apart; wrap them into the cell first (atoms.wrap())")
+    waves = axes, height, *wave_indices(lattice, reach / eta)
+    return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves)
 
-    return CoulombTables(pairs, shifts, wave_indices(cell, reach / eta), 1.0 / eta)
+
+def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    others = np.broadcast_to(np.arange(n, dtype=np.int32), (n, n))[~np.eye(n, dtype=bool)]
+    return np.arange(n + 1, dtype=np.int64) * max(n - 1, 0), others
 
 
-def wave_indices(cell: np.ndarray, k_max: float) -> np.ndarray:
-    """(K, 3) Miller indices with 0 < |k| < k_max, one of each pair +k, -k.
+def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
+    if waves is None:
+        waves = np.zeros((0, 3), np.int64), np.zeros(0), np.zeros((0, 0, 2), np.int64), np.zeros((0, 0, 2, 0))
+    else:
+        waves = (np.array(value)[None] for value in waves)
+    axes, height, lines, counts = (torch.from_numpy(value) for value in waves)
+    return CoulombTables(
+        torch.from_numpy(ptr),
+        torch.from_numpy(neighbour),
+        torch.from_numpy(shift),
+        torch.tensor([inverse_eta], dtype=torch.float64),
+        torch.arange(len(height)),
+        axes,
+        height.double(),
+        lines,
+        counts,
+    )
 
+
+def wave_indices(lattice: np.ndarray, k_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """``lines`` (L, 2) and ``waves`` (L, 2, M) of ``CoulombTables`` for the wave vectors 0 < |k| < k_max.
+
+    Of each pair k and -k, the one in the half space of positive first index (then second, then third) is in the tables.
     |n_a| = |k . a| / 2 pi <= k_max |a| / 2 pi bounds the indices in any cell, skewed ones too.
     """
-    bounds = np.floor(k_max * np.linalg.norm(cell, axis=1) / (2.0 * np.pi)).astype(int)
-    grids = np.meshgrid(*(np.arange(-bound, bound + 1) for bound in bounds), indexing="ij")
-    indices = np.stack([grid.ravel() for grid in grids], axis=1)
-    a, b, c = indices.T
-    half = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
-    indices = indices[half]
-    waves = 2.0 * np.pi * indices @ np.linalg.inv(cell).T
-    return indices[(waves**2).sum(axis=1) < k_max**2]
+    bounds = np.floor(k_max * np.linalg.norm(lattice, axis=1) / (2.0 * np.pi)).astype(int)
+    first, second = np.meshgrid(np.arange(bounds[0] + 1), np.arange(-bounds[1], bounds[1] + 1), indexing="ij")
+    lines = np.stack([first.ravel(), second.ravel()], axis=1)
+    lines = lines[(lines[:, 0] > 0) | (lines[:, 1] >= 0)]
+    third = np.arange(bounds[2] + 1)
+    reciprocal = 2.0 * np.pi * np.linalg.inv(lattice).T
+    in_plane = (lines @ reciprocal[:2])[:, None, None, :]
+    signs = np.array([1, -1])[None, :, None, None]
+    k2 = ((in_plane + signs * (third[:, None] * reciprocal[2])) ** 2).sum(axis=-1)
+    inside = k2 < k_max**2
+    inside[:, 1, 0] = False  # m = 0 is there once
+    origin = (lines == 0).all(axis=1)
+    inside[origin, 1] = inside[origin, 0, 0] = False
+    used = inside.any(axis=(1, 2))
+    lines, inside = lines[used], inside[used]
+    longest = int(np.flatnonzero(inside.any(axis=(0, 1))).max(initial=-1)) + 1
+    return lines, 2.0 * inside[:, :, :longest]

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from fastlr.kernels.edge_basis import op as edge_basis
+from fastlr.kernels.ewald import op as ewald
 from fastlr.kernels.radial_table import op as radial_table
 from fastlr.kernels.tensor_product import op as tensor_product
 
@@ -18,6 +19,6 @@ def device(request, monkeypatch):
         return "cuda"
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    for op in (edge_basis, radial_table, tensor_product):
+    for op in (edge_basis, ewald, radial_table, tensor_product):
         monkeypatch.setitem(op._KERNELS, "cpu", ".triton")
     return "interpreter"

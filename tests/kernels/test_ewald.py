@@ -6,6 +6,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
 from fastlr.kernels.ewald.naive import coulomb_matrix
+from fastlr.kernels.ewald.system import System
 from fastlr.kernels.ewald.tables import balanced_eta, coulomb_tables, wave_indices
 from reference import structures
 from reference.coulomb import cell_matrix, molecule_matrix
@@ -15,31 +16,21 @@ from fastlr.constants import HARTREE
 from fastlr.graph import CoulombSettings, Graph
 
 
-def matrix_of(positions, cell, widths, eta=None, accuracy=1e-15) -> torch.Tensor:
-    """(n, n) Coulomb matrix of one structure; tensors stay differentiable."""
+def system_of(positions, cell, widths, eta=None, accuracy=1e-15, pbc=None) -> System:
+    """One structure; tensors stay differentiable. A cell of None is a molecule."""
     positions, widths = torch.as_tensor(positions), torch.as_tensor(widths)
-    cell = None if cell is None else torch.as_tensor(cell)
-    tables = coulomb_tables(
-        positions.detach().numpy(),
-        None if cell is None else cell.detach().numpy(),
-        widths.detach().numpy(),
-        accuracy,
-        eta,
-    )
+    pbc = np.full(3, cell is not None) if pbc is None else np.array(pbc, bool)
+    cell = torch.eye(3, dtype=torch.float64) if cell is None else torch.as_tensor(cell)
+    arrays = (tensor.detach().numpy() for tensor in (positions, cell))
+    tables = coulomb_tables(*arrays, pbc, widths.detach().numpy(), accuracy, eta)
     n = len(positions)
-    return coulomb_matrix(
-        positions,
-        widths,
-        torch.eye(3, dtype=torch.float64)[None] if cell is None else cell[None],
-        torch.zeros(n, dtype=torch.int64),
-        torch.arange(n),
-        n,
-        torch.from_numpy(tables.pairs),
-        torch.from_numpy(tables.shifts),
-        torch.tensor([tables.inverse_eta], dtype=torch.float64),
-        torch.tensor([] if cell is None else [0], dtype=torch.int64),
-        torch.from_numpy(tables.wave_indices)[None],
-    )[0]
+    batch = torch.zeros(n, dtype=torch.int64)
+    return System.of(positions, widths**2, cell[None], batch, torch.tensor([0, n]), tables)
+
+
+def matrix_of(*arguments, **options) -> torch.Tensor:
+    """(n, n) Coulomb matrix of one structure; tensors stay differentiable."""
+    return coulomb_matrix(system_of(*arguments, **options))[0]
 
 
 def random_cell(rng, n: int, widest: float = 1.7):
@@ -224,18 +215,9 @@ def test_batch_equals_singles():
     settings = CoulombSettings(tuple(widths[symbol] for symbol in structures.SPECIES))
     atoms = [make() for make in (structures.MOLECULES | structures.CELLS).values()]
     graph = Graph.from_atoms(atoms, structures.SPECIES, 3.0, settings)
+    squared_widths = torch.tensor(settings.widths, dtype=torch.float64)[graph.species] ** 2
     batch = coulomb_matrix(
-        graph.positions,
-        torch.tensor(settings.widths, dtype=torch.float64)[graph.species],
-        graph.cell,
-        graph.batch,
-        graph.slot,
-        graph.max_atoms,
-        graph.coulomb.pairs,
-        graph.coulomb.shifts,
-        graph.coulomb.inverse_eta,
-        graph.coulomb.periodic,
-        graph.coulomb.wave_indices,
+        System.of(graph.positions, squared_widths, graph.cell, graph.batch, graph.node_ptr, graph.coulomb)
     )
     for one, matrix in zip(atoms, batch, strict=True):
         n = len(one)
@@ -257,7 +239,10 @@ def test_symmetry_and_translation(rng):
 def test_wave_indices_are_half_of_all(rng):
     _, cell, _ = random_cell(rng, 3)
     k_max = 6.0
-    half = {tuple(index) for index in wave_indices(cell, k_max)}
+    lines, waves = wave_indices(cell, k_max)
+    assert set(np.unique(waves)) == {0.0, 2.0}
+    half = {(*lines[line], (1, -1)[sign] * third) for line, sign, third in np.argwhere(waves > 0.0)}
+    assert len(half) == np.count_nonzero(waves)
     reciprocal = 2.0 * np.pi * np.linalg.inv(cell).T
     everything = np.array(list(np.ndindex(41, 41, 41))) - 20
     inside = everything[np.linalg.norm(everything @ reciprocal, axis=1) < k_max]
@@ -272,12 +257,13 @@ def test_balanced_eta_scales_with_the_cell():
     assert balanced_eta(8000.0, 80) == pytest.approx(balanced_eta(1000.0, 10) * 8.0 ** (1.0 / 6.0))
 
 
-def test_tables_hold_each_pair_once():
+def test_tables_hold_each_pair_in_both_rows():
     atoms = structures.skewed_cell()
-    tables = coulomb_tables(atoms.positions, atoms.cell.array, np.array([0.5, 0.9, 1.3]), 1e-6)
-    pairs = {(i, j, *shift) for (i, j), shift in zip(tables.pairs.tolist(), tables.shifts.tolist(), strict=True)}
-    assert len(pairs) == len(tables.pairs)
-    assert not any((j, i, -a, -b, -c) in pairs for i, j, a, b, c in pairs)
+    tables = coulomb_tables(atoms.positions, atoms.cell.array, atoms.pbc, np.array([0.5, 0.9, 1.3]), 1e-6)
+    rows = np.repeat(np.arange(3), np.diff(tables.ptr.numpy()))
+    entries = list(zip(rows.tolist(), tables.neighbour.tolist(), *tables.shift.T.tolist(), strict=True))
+    assert len(set(entries)) == len(entries)
+    assert {(j, i, -a, -b, -c) for i, j, a, b, c in entries} == set(entries)
 
 
 def test_empty_cell():

@@ -8,6 +8,7 @@ from ase.build import molecule
 from ase.units import Bohr
 from fastlr.kernels.charge_solver.naive import solve_charges
 from fastlr.kernels.ewald.naive import coulomb_matrix
+from fastlr.kernels.ewald.system import System
 from reference import eeq
 from reference.coulomb import bordered_solve, cell_matrix, molecule_matrix
 from reference.differences import relative_error
@@ -41,19 +42,9 @@ SILICA_ENERGY = -0.13262207653027
 
 
 def matrix_of(graph: Graph, widths) -> torch.Tensor:
-    tables = graph.coulomb
+    squared_widths = torch.as_tensor(widths) ** 2
     return coulomb_matrix(
-        graph.positions,
-        torch.as_tensor(widths),
-        graph.cell,
-        graph.batch,
-        graph.slot,
-        graph.max_atoms,
-        tables.pairs,
-        tables.shifts,
-        tables.inverse_eta,
-        tables.periodic,
-        tables.wave_indices,
+        System.of(graph.positions, squared_widths, graph.cell, graph.batch, graph.node_ptr, graph.coulomb)
     )
 
 

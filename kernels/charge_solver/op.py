@@ -1,0 +1,64 @@
+"""Charge equilibration by kernels: the charges and their derivatives of any order from solves with one operator.
+
+With K the bordered matrix of the equations (see ``naive.py``), dL/dq at the charges gives one adjoint solve
+K (lambda, nu) = (dL/dq, dL/dmu), and with it every gradient: dL/dchi = -lambda, dL/dQ = nu, dL/dJ = -lambda q, and by
+positions, widths and cells the partial derivatives of -k lambda' A q. Both are differentiable themselves.
+"""
+
+import torch
+from torch import Tensor
+
+from ..autograd import wanted
+from ..ewald.coulomb import coulomb_form
+from ..ewald.system import System
+from .solvers import choose
+
+
+def equilibrate(
+    system: System, electronegativity: Tensor, hardness: Tensor, total: Tensor, constant: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Same results as ``naive.equilibrate``; the multiplier is that of a slab without its constant."""
+    solver = choose(system, hardness.detach(), constant)
+    q, multiplier = _Solve.apply(
+        -electronegativity, total, hardness, system.positions, system.squared_widths, system.cell, system, solver,
+        constant,
+    )  # fmt: skip
+    return q, 0.5 * constant * coulomb_form(q, q, system), multiplier
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rhs, total, hardness, positions, squared_widths, cell, system, solver, constant):
+        q, multiplier = solver(rhs, total)
+        ctx.save_for_backward(q, hardness, positions, squared_widths, cell)
+        ctx.others = system, solver, constant
+        return q, multiplier
+
+    @staticmethod
+    def backward(ctx, grad_q, grad_multiplier):
+        q, hardness, *geometry = ctx.saved_tensors
+        system, solver, constant = ctx.others
+        adjoint, grad_total = _Solve.apply(grad_q, grad_multiplier, hardness, *geometry, system, solver, constant)
+        grad_hardness = -adjoint * q if wanted(ctx, 2) else None
+        gradients = _partial(adjoint, q, geometry, [wanted(ctx, k) for k in (3, 4, 5)], system, constant)
+        return adjoint, grad_total, grad_hardness, *gradients, None, None, None
+
+
+def _partial(adjoint, q, geometry, needed: list[bool], system: System, constant: float) -> list[Tensor | None]:
+    """Derivatives of -k lambda' A q by positions, squared widths and cell, with the charges held."""
+    gradients = [None] * 3
+    if not any(needed):
+        return gradients
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # charges depend on the geometry, too: through other tensors than these
+        if create_graph:
+            own = [t.view_as(t) for t in geometry]
+        else:
+            own = [t.detach().requires_grad_(need) for t, need in zip(geometry, needed, strict=True)]
+            adjoint, q = adjoint.detach(), q.detach()
+        there = system._replace(positions=own[0], squared_widths=own[1], cell=own[2])
+        value = -constant * coulomb_form(adjoint, q, there).sum()
+        asked = [t for t, need in zip(own, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(value, asked, create_graph=create_graph, materialize_grads=True))
+    return [next(found) if need else None for need in needed]

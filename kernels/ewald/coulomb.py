@@ -1,0 +1,79 @@
+"""The Coulomb interaction of Gaussian charges: its bilinear form, differentiable, and its matrix.
+
+See ``naive.py`` for what is summed; here by kernels and structure factors.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import reciprocal
+from .op import coulomb_pairs, pair_values
+from .system import System
+
+
+def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:
+    """u' A q of each structure, differentiable to second order in charges, positions, widths and cells.
+
+    Args:
+        u, q: (N,) float64, charges in e.
+
+    Returns:
+        (B,) e^2/Å.
+    """
+    tables = system.tables
+    pairs = list(tables.pairs(system.batch))
+    near = coulomb_pairs(q, system.positions, system.squared_widths, system.cell, system.beta, pairs)
+    total = system.sum(u * (near + system.self_terms() * q))
+    if not len(tables.periodic):
+        return total
+    lattice = system.lattice()
+    far = reciprocal.form(u, q, system, lattice) + _zero_wave(u, q, system, lattice)
+    return total + far if len(far) == len(total) else total.index_add(0, tables.periodic, far)
+
+
+def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
+    """(Bp,) the term of k = 0: the average potential of a Gaussian is zero in a cell, and that of the cut in a slab."""
+
+    def moments(charges: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the charges, and of charges times squared widths."""
+        return system.periodic(system.sum(charges)), system.periodic(system.sum(charges * system.squared_widths))
+
+    sum_q, spread_q = moments(q)
+    sum_u, spread_u = (sum_q, spread_q) if u is q else moments(u)
+    volume = torch.linalg.det(lattice).abs()
+    squared_eta = system.periodic(system.tables.inverse_eta) ** -2
+    term = squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
+    if system.has_slabs:
+        height = system.tables.height
+        term = torch.where(height > 0.0, height**2 * sum_u * sum_q, term)
+    return -2.0 * math.pi / volume * term
+
+
+@torch.no_grad()
+def coulomb_matrix(system: System) -> Tensor:
+    """A (B, n, n) in 1/Å, n the size of the largest structure; without derivatives.
+
+    A slab's lacks the constant of k = 0, which has no influence on charges of a given sum and would leave A indefinite.
+    """
+    tables, size, places = system.tables, system.size, system.places
+    pairs = tables.pairs(system.batch)
+    values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, pairs)
+    rows = torch.repeat_interleave(places, pairs.ptr[1:] - pairs.ptr[:-1], output_size=len(values))
+    columns = places.index_select(0, pairs.neighbour) - system.batch.index_select(0, pairs.neighbour) * size
+    matrix = values.new_zeros(system.num_structures * size * size)
+    matrix.index_add_(0, rows * size + columns, values)
+    matrix.index_add_(0, places * size + places % max(size, 1), system.self_terms())
+    matrix = matrix.view(system.num_structures, size, size)
+    if not len(tables.periodic):
+        return matrix
+    lattice = system.lattice()
+    spread = system.pad_periodic(system.squared_widths)
+    inside = system.pad_periodic(torch.ones_like(system.squared_widths))
+    squared_eta = system.periodic(tables.inverse_eta)[:, None, None] ** -2
+    average = 2.0 * math.pi / torch.linalg.det(lattice).abs()[:, None, None]
+    average = average * (squared_eta - spread[:, :, None] - spread[:, None, :])
+    average = torch.where((tables.height > 0.0)[:, None, None], 0.0, average)
+    average = average * inside[:, :, None] * inside[:, None, :]
+    return matrix.index_add_(0, tables.periodic, reciprocal.matrix(system, lattice) - average)

@@ -1,0 +1,30 @@
+"""What the kernels of the real-space sum read and write, for all targets."""
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A row sum of ``formulas``.
+
+    Attributes:
+        by_atom, by_structure: name -> columns of the tensors read by atom and by structure.
+        columns: of the results, which have one row an atom. "values" has one number an entry instead.
+    """
+
+    by_atom: dict[str, int]
+    by_structure: dict[str, int]
+    columns: list[int]
+
+    def shapes(self, num_nodes: int) -> list[tuple[int, ...]]:
+        """Of the results."""
+        return [(num_nodes,) if width == 1 else (num_nodes, width) for width in self.columns]
+
+
+KINDS = {
+    "values": Kind({"x": 3, "a": 1}, {"cell": 9, "beta": 1}, []),
+    "potential": Kind({"q": 1, "x": 3, "a": 1}, {"cell": 9, "beta": 1}, [1]),
+    "gradient": Kind({"u": 1, "q": 1, "x": 3, "a": 1}, {"cell": 9, "beta": 1}, [3, 1, 9]),
+    "change": Kind(
+        {"dx": 3, "da": 1, "u": 1, "q": 1, "x": 3, "a": 1}, {"dh": 9, "cell": 9, "beta": 1}, [1, 1, 3, 1, 9]
+    ),
+}
