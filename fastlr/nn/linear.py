@@ -7,6 +7,9 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fastlr.kernels.irreps_linear.layout import Layout
+from fastlr.kernels.irreps_linear.op import irreps_linear
+
 
 def unique_irreps(irreps) -> Irreps:
     """``irreps`` simplified; each irrep must occur once, since features are stored as one block an irrep."""
@@ -30,21 +33,21 @@ class Linear(nn.Module):
     def __init__(self, irreps_in, irreps_out):
         super().__init__()
         self.irreps_in, self.irreps_out = unique_irreps(irreps_in), unique_irreps(irreps_out)
-        self.blocks = _matching_blocks(self.irreps_in, self.irreps_out)
+        layout = Layout.of(self.irreps_in, self.irreps_out)
+        self.layout, self.names = layout.key, _names(self)
         self.weights = nn.ParameterDict(
-            {str(ir): nn.Parameter(torch.randn(mul_in, mul_out)) for ir, _, mul_in, mul_out in self.blocks if mul_in}
+            {
+                name: nn.Parameter(torch.randn(block.mul_in, block.mul_out))
+                for name, block in zip(self.names, layout.blocks, strict=True)
+            }
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        out, parts = [], split(x, self.irreps_in)
-        for ir, number, mul_in, mul_out in self.blocks:
-            if mul_in:
-                z = parts[number].reshape(-1, mul_in) @ (self.weights[str(ir)] * (1.0 / sqrt(mul_in)))
-                out.append(z.view(-1, ir.dim * mul_out))
-            else:
-                out.append(x.new_zeros(x.shape[0], ir.dim * mul_out))
-        return torch.cat(out, dim=1)
+        if not self.weights:
+            return x.new_zeros(x.shape[0], self.irreps_out.dim)
+        weights = torch.cat([self.weights[name].flatten() for name in self.names])
+        return irreps_linear(x, weights, self.layout, False)
 
 
 class NodeAttributes(NamedTuple):
@@ -76,56 +79,39 @@ class SelfConnection(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = unique_irreps(irreps_in), unique_irreps(irreps_out)
         self.num_attributes = num_attributes
-        self.blocks = _matching_blocks(self.irreps_in, self.irreps_out)
+        layout = Layout.of(self.irreps_in, self.irreps_out)
+        self.layout, self.names = layout.key, _names(self)
         self.weights = nn.ParameterDict(
             {
-                str(ir): nn.Parameter(torch.randn(mul_in, num_attributes, mul_out))
-                for ir, _, mul_in, mul_out in self.blocks
-                if mul_in
+                name: nn.Parameter(torch.randn(block.mul_in, num_attributes, block.mul_out))
+                for name, block in zip(self.names, layout.blocks, strict=True)
             }
         )
 
     def forward(self, x: Tensor, attributes: NodeAttributes) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        out, parts = [], split(x, self.irreps_in)
-        # the product of all pairs of channels and attributes is the larger matrix unless the species are many
-        mix = self._by_species if attributes.table.shape[0] <= self.num_attributes else self._by_outer_product
-        for ir, number, mul_in, mul_out in self.blocks:
-            if mul_in:
-                weights = self.weights[str(ir)] * (1.0 / sqrt(mul_in * self.num_attributes))
-                out.append(mix(parts[number], ir.dim, weights, attributes).view(-1, ir.dim * mul_out))
-            else:
-                out.append(x.new_zeros(x.shape[0], ir.dim * mul_out))
-        return torch.cat(out, dim=1)
-
-    @staticmethod
-    def _by_species(x: Tensor, dim: int, weights: Tensor, attributes: NodeAttributes) -> Tensor:
-        """One matrix a species, acting on all atoms, of which the right result is then taken."""
         table, species, own = attributes
-        (num_species, features), num_nodes = table.shape, species.shape[0]
-        mul_in, _, mul_out = weights.shape
-        x = x.reshape(num_nodes * dim, mul_in)
-        matrices = torch.einsum("sv,uvw->suw", table, weights[:, :features])
-        mixed = torch.bmm(x.expand(num_species, -1, -1), matrices).view(num_species * num_nodes, dim * mul_out)
-        atoms = torch.arange(num_nodes, device=species.device)
-        z = mixed.index_select(0, species * num_nodes + atoms).view(-1, mul_out)
+        z = x.new_zeros(x.shape[0], self.irreps_out.dim)
+        if not self.weights:
+            return z
+        # one matrix an attribute, for all irreps side by side
+        matrices = torch.cat([self.weights[name].transpose(0, 1).flatten(1) for name in self.names], dim=1)
+        matrices = matrices * (1.0 / sqrt(self.num_attributes))
+        num_species, features = table.shape
+        if num_species <= features:  # fewer matrices if made for each species
+            mixed = table @ matrices[:features]
+            shares = torch.nn.functional.one_hot(species, num_species).to(x.dtype)
+        else:
+            mixed, shares = matrices[:features], table.index_select(0, species)
+        for share, matrix in zip(shares.unbind(1), mixed.unbind(0), strict=True):
+            z = z + share[:, None] * irreps_linear(x, matrix, self.layout, False)
         if own is not None:
-            number = own.shape[1]
-            further = x @ weights[:, features:].reshape(mul_in, number * mul_out)
-            further = further.view(num_nodes, dim, number, mul_out) * own[:, None, :, None]
-            z = z + further.sum(dim=2).view(-1, mul_out)
+            for share, matrix in zip(own.unbind(1), matrices[features:].unbind(0), strict=True):
+                z = z + share[:, None] * irreps_linear(x, matrix, self.layout, False)
         return z
 
-    @staticmethod
-    def _by_outer_product(x: Tensor, dim: int, weights: Tensor, attributes: NodeAttributes) -> Tensor:
-        dense = attributes.dense()
-        mul_in, number, _ = weights.shape
-        num_nodes = dense.shape[0]
-        outer = x.reshape(num_nodes, dim, mul_in, 1) * dense[:, None, None, :]
-        return outer.view(-1, mul_in * number) @ weights.flatten(0, 1)
 
-
-def _matching_blocks(irreps_in: Irreps, irreps_out: Irreps) -> list[tuple]:
-    """(irrep, its number in the input, channels in, channels out) for every output irrep."""
-    inputs = {ir: (number, mul) for number, (mul, ir) in enumerate(irreps_in)}
-    return [(ir, *inputs.get(ir, (None, 0)), mul) for mul, ir in irreps_out]
+def _names(module) -> list[str]:
+    """Irreps that input and output have, in the order of the output (``ParameterDict`` has an order of its own)."""
+    inputs = {ir for mul, ir in module.irreps_in if mul}
+    return [str(ir) for mul, ir in module.irreps_out if mul and ir in inputs]

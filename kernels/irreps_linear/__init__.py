@@ -1,0 +1,1 @@
+"""Linear maps that mix the channels of each irrep."""
