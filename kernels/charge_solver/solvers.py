@@ -1,4 +1,9 @@
-"""Which solver serves a batch of structures, and the one for structures of medium size."""
+"""Which solver serves a batch of structures.
+
+Small and medium structures are factorised together, padded to the largest: n^3 / 3 operations, and the reciprocal part
+of the matrix takes n^2 times the number of wave vectors, which grows with n, too. Large ones are solved one by one by
+conjugate gradients, which take a dozen products of O(n) to O(n log n) operations each.
+"""
 
 from collections.abc import Callable
 
@@ -7,22 +12,27 @@ from torch import Tensor
 
 from ..ewald.coulomb import coulomb_matrix
 from ..ewald.system import System
+from .conjugate_gradient import ConjugateGradient
 from .naive import IndefiniteError
 
 Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # rhs (N,), total (B,) -> charges (N,), multiplier (B,)
 
+LARGEST_DENSE = 400  # atoms; where both take the same time on two CPU cores
+
 
 def choose(system: System, hardness: Tensor, constant: float) -> Solver:
-    """A solver of K (q, mu) = (rhs, total) for every structure of the batch."""
-    return Dense(system, hardness, constant)
+    """A solver of K (q, mu) = (rhs, total) for every structure of the batch.
+
+    Raises:
+        IndefiniteError: the energy of a structure has no minimum; here, or when the solver is called.
+    """
+    if system.size <= LARGEST_DENSE:
+        return Dense(system, hardness, constant)
+    return OneByOne(system, hardness, constant)
 
 
 class Dense:
-    """Factorised matrices, padded to the largest structure of the batch.
-
-    Raises:
-        IndefiniteError: the energy of a structure has no minimum.
-    """
+    """Factorised matrices, padded to the largest structure of the batch."""
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
@@ -41,3 +51,33 @@ class Dense:
         free = torch.cholesky_solve(self.system.pad(rhs)[:, :, None], self.factor).squeeze(2)
         multiplier = (free.sum(dim=1) - total) * self.stiffness
         return self.system.unpad(free - multiplier[:, None] * self.response), multiplier
+
+
+class OneByOne:
+    """Each structure by itself: conjugate gradients for large ones."""
+
+    @torch.no_grad()
+    def __init__(self, system: System, hardness: Tensor, constant: float):
+        self.ptr, self.solvers = system.node_ptr.tolist(), []
+        for b in range(system.num_structures):
+            own, kind = slice(self.ptr[b], self.ptr[b + 1]), ConjugateGradient
+            if self.ptr[b + 1] - self.ptr[b] <= LARGEST_DENSE:
+                kind = Dense
+            self.solvers.append(self._named(b, kind, system.select(b), hardness[own], constant))
+
+    @torch.no_grad()
+    def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        charges, multipliers = [], []
+        for b, solver in enumerate(self.solvers):
+            own = slice(self.ptr[b], self.ptr[b + 1])
+            q, multiplier = self._named(b, solver, rhs[own], total[b : b + 1])
+            charges.append(q)
+            multipliers.append(multiplier)
+        return torch.cat(charges), torch.cat(multipliers)
+
+    @staticmethod
+    def _named(b: int, function: Callable, *arguments):
+        try:
+            return function(*arguments)
+        except IndefiniteError:
+            raise IndefiniteError([b]) from None

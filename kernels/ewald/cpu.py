@@ -5,6 +5,7 @@ The last lanes of a row may do its last entry again, with charges of zero.
 
 from functools import cache
 
+import torch
 from llvmlite import ir
 from torch import Tensor
 
@@ -22,6 +23,13 @@ def values(x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: PairList) ->
     """See ``op.pair_values``."""
     out = x.new_empty(pairs.neighbour.shape[0])
     _run("values", [x, a], [cell, beta], pairs, [out])
+    return out
+
+
+def product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
+    """See ``op.pair_product``."""
+    out = torch.empty_like(q)
+    launch(_product_kernel(), [out, values, q, pairs.ptr, pairs.neighbour], pairs.ptr, minimum_work=4096)
     return out
 
 
@@ -50,6 +58,39 @@ def _run(name: str, atoms: list[Tensor], structures: list[Tensor], pairs: PairLi
 @cache
 def _kernel(name: str):
     return compiled(f"coulomb_{name}", "", lambda: _Kernel(name).source())
+
+
+@cache
+def _product_kernel():
+    return compiled("coulomb_product", "", lambda: _Product().source())
+
+
+class _Product(Emitter):
+    """out[i] = sum over the entries of row i of values q_j."""
+
+    def __init__(self):
+        super().__init__("coulomb_product", 64, 5)
+        out, values, q, ptr, neighbour = self.tensors
+        total, single = (self.variable(self.vector(width)) for width in (self.lanes, 1))
+        with self.loop(self.begin, self.end) as i:
+            self.builder.store(self.constant(0.0, self.lanes), total)
+            self.builder.store(self.constant(0.0, 1), single)
+            first, last = self.load_int(ptr, i), self.load_int(ptr, self.add(i, 1))
+            whole = self.add(
+                first, self.mul(self.builder.sdiv(self.builder.sub(last, first), I64(self.lanes)), self.lanes)
+            )
+            for start, stop, width, variable in ((first, whole, self.lanes, total), (whole, last, 1, single)):
+                with self.loop(start, stop, width) as p:
+                    charges = ir.Constant(self.vector(width), ir.Undefined)
+                    for lane in range(width):
+                        other = self.builder.load(self.at(neighbour, self.add(p, lane), I32), typ=I32)
+                        charge = self.load_float(q, self.builder.sext(other, I64))
+                        charges = self.builder.insert_element(charges, charge, I32(lane))
+                    self.accumulate(variable, self.load(values, p, width), charges)
+            both = self.builder.fadd(
+                self.reduce(self.value(total)), self.builder.extract_element(self.value(single), I32(0))
+            )
+            self.builder.store(both, self.at(out, i))
 
 
 class _Kernel(Emitter):

@@ -148,3 +148,8 @@ def pair_values(x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: PairLis
     """f (P,) of each entry, without a derivative."""
     x, a, cell = (tensor.detach().contiguous() for tensor in (x, a, cell))
     return _kernels(x).values(x, a, cell, beta.contiguous(), pairs)
+
+
+def pair_product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
+    """sum_j f q_j (N,) from the values f (P,) of ``pair_values`` and charges q (N,), without a derivative."""
+    return _kernels(q).product(values, q.contiguous(), pairs)

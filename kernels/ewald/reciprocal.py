@@ -89,3 +89,24 @@ def matrix(system: System, lattice: Tensor) -> Tensor:
     rows = torch.cat([(cc - ss) * plus, (sc + cs) * plus, (cc + ss) * minus, (sc - cs) * minus], dim=2)
     rows = rows * (torch.arange(system.size, device=rows.device) < system.periodic(system.sizes)[:, None])[:, :, None]
     return rows @ rows.transpose(1, 2)
+
+
+class Potential:
+    """q -> sum_j q_j sum_k w(k) cos(k r_ij) for one structure, many times and without derivatives."""
+
+    @torch.no_grad()
+    def __init__(self, system: System, lattice: Tensor):
+        line, third = factors(system, lattice)
+        self.line, self.third = line[0], third[0]
+        w = weights(system, lattice)[0]
+        # of products of cosines and sines: S(+m) = (cc - ss, sc + cs) and S(-m) = (cc + ss, sc - cs)
+        self.sum, self.difference = w[:, 0] + w[:, 1], w[:, 0] - w[:, 1]
+
+    @torch.no_grad()
+    def __call__(self, q: Tensor) -> Tensor:
+        product = (self.line * q[:, None]).T @ self.third
+        num_lines, length = product.shape[0] // 2, product.shape[1] // 2
+        cc, cs, sc, ss = (b for half in product.split(num_lines) for b in half.split(length, dim=1))
+        upper = torch.cat([self.sum * cc - self.difference * ss, self.sum * cs + self.difference * sc], dim=1)
+        lower = torch.cat([self.sum * sc + self.difference * cs, self.sum * ss - self.difference * cc], dim=1)
+        return (self.line * (self.third @ torch.cat([upper, lower]).T)).sum(dim=1)

@@ -109,6 +109,18 @@ class System(NamedTuple):
         upright = torch.stack([cell[:, 0], cell[:, 1], 2.0 * tables.height[:, None] * normal], dim=1)
         return torch.where((tables.height > 0.0)[:, None, None], upright, cell)
 
+    def select(self, b: int) -> "System":
+        """One structure."""
+        first, last = int(self.node_ptr[b]), int(self.node_ptr[b + 1])
+        return System.of(
+            self.positions[first:last],
+            self.squared_widths[first:last],
+            self.cell[b : b + 1],
+            self.batch[first:last] - b,
+            self.node_ptr[b : b + 2] - first,
+            self.tables.select(b, first, last),
+        )
+
     def to(self, device) -> "System":
         """All tensors on ``device``."""
         moved = (value.to(device) if hasattr(value, "to") else value for value in self)

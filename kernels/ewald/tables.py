@@ -57,6 +57,19 @@ class CoulombTables(NamedTuple):
         """The entries of the real-space sum, given the structure of each atom."""
         return PairList(self.ptr, self.neighbour, self.shift, batch)
 
+    def select(self, b: int, first: int, last: int) -> CoulombTables:
+        """Those of structure ``b``, which has the atoms ``first`` to ``last`` - 1."""
+        start, stop = int(self.ptr[first]), int(self.ptr[last])
+        rows = torch.nonzero(self.periodic == b)[:, 0]
+        return CoulombTables(
+            self.ptr[first : last + 1] - start,
+            self.neighbour[start:stop] - first,
+            self.shift[start:stop],
+            self.inverse_eta[b : b + 1],
+            self.periodic[rows] - b,
+            *(getattr(self, name)[rows] for name in ("axes", "height", "lines", "waves")),
+        )
+
     @staticmethod
     def join(parts: Sequence[CoulombTables]) -> CoulombTables:
         """The tables of several batches as one."""

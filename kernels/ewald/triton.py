@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from ..triton_source import Operations, Source
@@ -17,6 +18,14 @@ def values(x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: PairList) ->
     """See ``op.pair_values``."""
     out = x.new_empty(pairs.neighbour.shape[0])
     return _run("values", [x, a], [cell, beta], pairs, [out])[0]
+
+
+def product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
+    """See ``op.pair_product``."""
+    out = torch.empty_like(q)
+    if pairs.num_nodes:
+        product_kernel()[(pairs.num_nodes,)](out, values, q, pairs.ptr, pairs.neighbour, BLOCK=BLOCK, num_warps=2)
+    return out
 
 
 def potential(q, x, a, cell, beta, pairs: PairList) -> Tensor:
@@ -42,6 +51,24 @@ def _run(name: str, atoms: list[Tensor], structures: list[Tensor], pairs: PairLi
             *out, *pairs, *atoms, *structures, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=True
         )
     return out
+
+
+@cache
+def product_kernel():
+    """out[i] = sum over the entries of row i of values q_j."""
+    body = Source("coulomb_product", ["out", "values", "q", "ptr", "neighbour", "BLOCK: tl.constexpr"])
+    body("i = tl.program_id(0).to(tl.int64)")
+    body("first = tl.load(ptr + i)")
+    body("last = tl.load(ptr + i + 1)")
+    body("total = tl.zeros([BLOCK], tl.float64)")
+    body("for start in range(first, last, BLOCK):")
+    with body.indented():
+        body("place = start + tl.arange(0, BLOCK)")
+        body("inside = place < last")
+        body("j = tl.load(neighbour + place, mask=inside, other=0).to(tl.int64)")
+        body("total += tl.load(values + place, mask=inside, other=0.0) * tl.load(q + j)")
+    body("tl.store(out + i, tl.sum(total, axis=0))")
+    return body.kernel()
 
 
 @cache

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fastlr.kernels.charge_solver import naive as naive_solver
+from fastlr.kernels.charge_solver import solvers
+from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald import naive, op
 from fastlr.kernels.ewald.coulomb import coulomb_form, coulomb_matrix
@@ -278,6 +280,21 @@ def test_equilibration_by_finite_differences(check, pbc, rng):
 
     leaves = [t.requires_grad_(True) for t in (system.positions, a, system.cell, *others)]
     assert check(function, leaves, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, 3], ids=["conjugate gradients", "mixed"])
+def test_equilibration_of_large_structures(limit, rng, monkeypatch, device):
+    """Small ones that are taken for large, to second order."""
+    monkeypatch.setattr(solvers, "LARGEST_DENSE", limit)
+    monkeypatch.setattr(ConjugateGradient.__init__, "__defaults__", (1e-14,))
+    system, others = problem(rng, [s for s in MIXED if s[0]])
+    shapes = [system.batch.shape, (system.num_structures,), *(t.shape for t in (*system[:3], *others))]
+    probes = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    expected = equilibration_derivatives(naive_solver.equilibrate, system, others, probes)
+    there = [[t.to(place(device)) for t in tensors] for tensors in (others, probes)]
+    found = equilibration_derivatives(equilibrate, moved(system, device), *there)
+    for number, (value, reference) in enumerate(zip(found, expected, strict=True)):
+        assert relative_error(value.detach().cpu(), reference.detach()) < 1e-9, number
 
 
 def test_multiplier_is_the_derivative_by_the_total_charge(rng):

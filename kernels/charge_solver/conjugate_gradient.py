@@ -1,0 +1,90 @@
+"""Projected, preconditioned conjugate gradients for one large structure, without a matrix.
+
+Minimises q' H q / 2 - rhs' q with sum q = Q. The direction and the residual are kept in the space of no total charge
+(Gould, Hribar & Nocedal, SIAM J. Sci. Comput. 23, 1376, 2001), so that one solve suffices. As A is positive
+semidefinite, every eigenvalue of H = k A + J is at least the smallest hardness, and the error of the charges is bounded
+by the residual: |q - q*| <= |r| / min J in the 2-norm.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ewald.operator import CoulombOperator
+from ..ewald.system import System
+from .naive import IndefiniteError
+from .preconditioner import Fourier, Jacobi
+
+MAX_ITERATIONS = 500
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a solve went: iterations, and a bound on the root-mean-square error of the charges in e."""
+
+    iterations: int
+    error_bound: float
+
+
+class ConjugateGradient:
+    """Solves K (q, mu) = (rhs, total) for one structure.
+
+    Args:
+        system: one structure.
+        hardness: (N,) J in eV/e^2.
+        constant: k, eV Å.
+        tolerance: bound on the root-mean-square error of the charges, e.
+
+    Attributes:
+        reports: one a solve.
+
+    Raises:
+        IndefiniteError: the energy has no minimum, or the residual does not fall to the tolerance.
+    """
+
+    @torch.no_grad()
+    def __init__(self, system: System, hardness: Tensor, constant: float, tolerance: float = 1e-9):
+        self.operator, self.hardness, self.constant = CoulombOperator(system), hardness, constant
+        kind = Fourier if len(system.tables.periodic) else Jacobi
+        self.preconditioner = kind(system, hardness, constant)
+        self.response = self.preconditioner(torch.ones_like(hardness))
+        self.tolerance, self.reports = tolerance, []
+
+    def hessian(self, q: Tensor) -> Tensor:
+        """H q."""
+        return self.constant * self.operator(q) + self.hardness * q
+
+    @torch.no_grad()
+    def __call__(self, rhs: Tensor, total: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Charges (N,) and multiplier (1,), from charges ``start`` if there are some that are nearly right."""
+        n = len(rhs)
+        q = torch.zeros_like(rhs) if start is None else start.clone()
+        q += (total - q.sum()) / n
+        target = self.tolerance * math.sqrt(n) * float(self.hardness.min())
+        gradient = self.hessian(q) - rhs
+        direction, slope = None, 1.0
+        for iteration in range(MAX_ITERATIONS + 1):
+            residual = gradient.mean() - gradient
+            norm = float(torch.linalg.vector_norm(residual))
+            if norm <= target:
+                self.reports.append(Report(iteration, norm / float(self.hardness.min()) / math.sqrt(n)))
+                return q, -gradient.mean()[None]
+            if not math.isfinite(norm):
+                break
+            z = self.preconditioner(residual)
+            z = z - self.response * (z.sum() / self.response.sum())
+            previous, slope = slope, float(residual @ z)
+            if slope <= 0.0 and isinstance(self.preconditioner, Fourier):
+                self.preconditioner.weaken()
+                self.response, direction, slope = self.preconditioner(torch.ones_like(q)), None, 1.0
+                continue
+            direction = z if direction is None else z + (slope / previous) * direction
+            image = self.hessian(direction)
+            curvature = float(direction @ image)
+            if not curvature > 0.0:
+                break
+            q += (slope / curvature) * direction
+            gradient += (slope / curvature) * image
+        raise IndefiniteError([0])

@@ -1,0 +1,92 @@
+"""An approximate inverse of A + J/k that knows the long waves, which no diagonal does.
+
+H = k A + J is taken for D + k sum_k g(k) [cos cos' + sin sin'] with g(k) = (4 pi / V) exp(-w k^2) / k^2 and
+
+    D = J + k (1 / (s_i sqrt(pi)) - 1 / sqrt(pi w)),
+
+what a wide Gaussian of squared width w leaves of an atom, but no less than its mean. By Woodbury's formula, with the
+waves orthogonal on the atoms on average,
+
+    M^-1 r = r / D - (1 / D) sum_k f(k) [cos cos' + sin sin'] (r / D),      f(k) = 1 / (1 / (k g(k)) + sum_i 1 / D_i).
+
+Only waves longer than about two distances between atoms are orthogonal on them, and only these matter (exp(-w k^2)), so
+the sums are done on a coarse mesh.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ewald.system import System
+from ..ewald_mesh.convolution import filtered
+from ..ewald_mesh.influence import green, waves, window
+from ..ewald_mesh.op import bins_of, gather, spread
+from ..ewald_mesh.parameters import smooth
+from ..ewald_mesh.potential import coordinates
+
+ORDER = 4  # of the B-splines
+REACH = 0.75  # times the radius of the sphere that holds as many waves as there are atoms; the rest is the diagonal's
+
+
+class Fourier:
+    """M^-1 for one structure that is periodic in two or three directions.
+
+    Args:
+        system: one structure.
+        hardness: (N,) J in eV/e^2.
+        constant: k, eV Å.
+    """
+
+    @torch.no_grad()
+    def __init__(self, system: System, hardness: Tensor, constant: float):
+        a = system.squared_widths
+        width = float(a.max().clamp_min(0.25))
+        own = torch.where(a > 0.0, (math.pi * a.clamp_min(1e-6)).rsqrt(), (math.pi * 0.25 * width) ** -0.5)
+        diagonal = hardness + constant * (own - (math.pi * width) ** -0.5).clamp_min(0.0)
+        self.diagonal = diagonal.clamp_min(float(diagonal.mean()))
+        cell, height = system.lattice()[0], float(system.tables.height[0])
+        volume = float(torch.linalg.det(cell).abs())
+        reach = REACH * (6.0 * math.pi**2 * len(a) / volume) ** (1.0 / 3.0)
+        # half again as fine as the shortest wave asks for, which keeps its aliases small
+        heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cell), dim=0)
+        self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
+        self.x = coordinates(system.positions, cell, self.dims)
+        self.bins = bins_of(self.x, self.dims, ORDER)
+        self.filter = self._filter(cell, width, constant, float((1.0 / self.diagonal).sum()), reach, height)
+
+    def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:
+        indices = [index.to(cell.dtype) for index in waves(self.dims, cell.device)]
+        g = constant * green(cell, math.sqrt(2.0 * width), indices, height)
+        first, second, third = (
+            window(index, n, ORDER).to(cell.dtype) for index, n in zip(indices, self.dims, strict=True)
+        )
+        damping = (first[:, None, None] * second[:, None] * third) ** 2
+        lattice = 2.0 * math.pi * torch.linalg.inv(cell).T
+        n1, n2, n3 = indices
+        k = n1[:, None, None, None] * lattice[0] + n2[:, None, None] * lattice[1] + n3[:, None] * lattice[2]
+        inside = (g > 0.0) & ((k**2).sum(dim=-1) < reach**2)
+        number = math.prod(self.dims)  # irfftn divides by it
+        return torch.where(inside, number / (1.0 / torch.where(inside, g, 1.0) + load) / damping, 0.0)
+
+    @torch.no_grad()
+    def __call__(self, r: Tensor) -> Tensor:
+        y = r / self.diagonal
+        mesh = spread(y[:, None], self.x, self.dims, 0, ORDER, self.bins)
+        mesh = filtered(torch.fft.rfftn(mesh), self.filter, self.dims)
+        return y - gather(mesh, self.x, 0, ORDER, self.bins)[:, 0] / self.diagonal
+
+    def weaken(self) -> None:
+        """Half of the waves' part: less of a help, but positive definite where the atoms are unlike any lattice."""
+        self.filter *= 0.5
+
+
+class Jacobi:
+    """The diagonal alone, for molecules."""
+
+    @torch.no_grad()
+    def __init__(self, system: System, hardness: Tensor, constant: float):
+        self.diagonal = hardness + constant * system.self_terms()
+
+    def __call__(self, r: Tensor) -> Tensor:
+        return r / self.diagonal

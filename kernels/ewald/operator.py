@@ -1,0 +1,45 @@
+"""q -> A q for one structure, many times and without derivatives: what does not change is computed once."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import reciprocal
+from .op import pair_product, pair_values
+from .system import System
+
+
+class CoulombOperator:
+    """A of a structure's Coulomb energy (k / 2) q' A q, as a product; (N,) to (N,), in 1/Å.
+
+    A slab's lacks the constant of k = 0, as that of ``coulomb.coulomb_matrix`` does.
+
+    Args:
+        system: one structure.
+    """
+
+    @torch.no_grad()
+    def __init__(self, system: System):
+        if system.num_structures != 1:
+            raise ValueError(f"the operator is that of one structure, got {system.num_structures}")
+        self.pairs = system.tables.pairs(system.batch)
+        self.values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, self.pairs)
+        self.diagonal = system.self_terms()
+        self.far = None
+        if len(system.tables.periodic):
+            lattice = system.lattice()
+            self.far = reciprocal.Potential(system, lattice)
+            self.squared_widths = system.squared_widths
+            self.squared_eta = float(system.tables.inverse_eta[0]) ** -2
+            is_slab = bool(system.tables.height[0] > 0.0)
+            self.average = 0.0 if is_slab else 2.0 * math.pi / float(torch.linalg.det(lattice[0]).abs())
+
+    @torch.no_grad()
+    def __call__(self, q: Tensor) -> Tensor:
+        phi = pair_product(self.values, q, self.pairs) + self.diagonal * q
+        if self.far is not None:
+            total = q.sum()
+            phi += self.far(q)
+            phi += self.average * (self.squared_widths * total + (self.squared_widths @ q - self.squared_eta * total))
+        return phi
