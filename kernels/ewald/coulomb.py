@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..ewald_mesh.potential import mesh_form
 from . import reciprocal
 from .op import coulomb_pairs, pair_values
 from .system import System
@@ -29,8 +30,26 @@ def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:
     if not len(tables.periodic):
         return total
     lattice = system.lattice()
-    far = reciprocal.form(u, q, system, lattice) + _zero_wave(u, q, system, lattice)
+    far = _zero_wave(u, q, system, lattice)
+    if tables.lines.shape[1]:
+        far = far + reciprocal.form(u, q, system, lattice)
+    if system.has_meshes:
+        far = far + _mesh_forms(u, q, system)
     return total + far if len(far) == len(total) else total.index_add(0, tables.periodic, far)
+
+
+def _mesh_forms(u: Tensor, q: Tensor, system: System) -> Tensor:
+    """(Bp,) u' A q of the particle meshes, zero where there is none."""
+    forms = []
+    for b, eta, mesh in system.meshes():
+        if mesh is None:
+            forms.append(u.new_zeros(()))
+            continue
+        own = slice(int(system.node_ptr[b]), int(system.node_ptr[b + 1]))
+        charges = q[own]
+        left = charges if u is q else u[own]
+        forms.append(mesh_form(left, charges, system.positions[own], system.cell[b], eta, *mesh))
+    return torch.stack(forms)
 
 
 def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:

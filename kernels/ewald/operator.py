@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..ewald_mesh.potential import MeshPotential
 from . import reciprocal
 from .op import pair_product, pair_values
 from .system import System
@@ -29,7 +30,11 @@ class CoulombOperator:
         self.far = None
         if len(system.tables.periodic):
             lattice = system.lattice()
-            self.far = reciprocal.Potential(system, lattice)
+            ((_, eta, mesh),) = system.meshes()
+            if mesh is None:
+                self.far = reciprocal.Potential(system, lattice)
+            else:
+                self.far = MeshPotential(system.positions, system.cell[0], eta, *mesh)
             self.squared_widths = system.squared_widths
             self.squared_eta = float(system.tables.inverse_eta[0]) ** -2
             is_slab = bool(system.tables.height[0] > 0.0)

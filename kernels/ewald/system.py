@@ -22,6 +22,7 @@ class System(NamedTuple):
         size: atoms of the largest structure.
         places: (N,) int64, place of each atom in an array (B, size).
         has_slabs: whether a structure is a slab.
+        has_meshes: whether a structure has a particle mesh.
     """
 
     positions: Tensor
@@ -33,6 +34,7 @@ class System(NamedTuple):
     size: int
     places: Tensor
     has_slabs: bool
+    has_meshes: bool
 
     @staticmethod
     def of(
@@ -42,8 +44,10 @@ class System(NamedTuple):
         sizes = node_ptr[1:] - node_ptr[:-1]
         size = int(sizes.max()) if len(sizes) else 0
         slot = torch.arange(len(batch), device=batch.device) - node_ptr.index_select(0, batch)
-        has_slabs = bool((tables.height > 0.0).any())
-        return System(positions, squared_widths, cell, batch, node_ptr, tables, size, batch * size + slot, has_slabs)
+        has_slabs, has_meshes = bool((tables.height > 0.0).any()), bool((tables.mesh > 0).any())
+        return System(
+            positions, squared_widths, cell, batch, node_ptr, tables, size, batch * size + slot, has_slabs, has_meshes
+        )
 
     @property
     def num_structures(self) -> int:
@@ -91,6 +95,11 @@ class System(NamedTuple):
     def _is_full(self) -> bool:
         """Whether all structures are of the same size, so that nothing is padded."""
         return len(self.batch) == self.num_structures * self.size
+
+    def meshes(self):
+        """(structure, eta, (dims, order of the B-splines) or None) of the structures with wave vectors or meshes."""
+        for b, row in zip(self.tables.periodic.tolist(), self.tables.mesh.tolist(), strict=True):
+            yield b, 1.0 / float(self.tables.inverse_eta[b]), (tuple(row[:3]), row[3]) if row[3] else None
 
     def self_terms(self) -> Tensor:
         """(N,) what stands on the diagonal besides images: 1 / (s_i sqrt(pi)) - sqrt(2 / pi) / eta."""

@@ -21,7 +21,10 @@ import torch
 import vesin
 from torch import Tensor
 
+from ..ewald_mesh.parameters import choose
 from .op import PairList
+
+SMALLEST_MESH = 1500  # atoms; where mesh and structure factors take the same time on two CPU cores
 
 
 class CoulombTables(NamedTuple):
@@ -37,6 +40,8 @@ class CoulombTables(NamedTuple):
         lines: (Bp, L, 2) int64, first two indices (n1, n2) of the wave vectors.
         waves: (Bp, L, 2, M) float64, how often the wave vectors (n1, n2, m) and (n1, n2, -m), m = 0 ... M - 1, count:
             two, for itself and its negative, or zero.
+        mesh: (Bp, 4) int64, points along the three axes and order of the B-splines where a particle mesh stands for the
+            wave vectors, else zeros.
     """
 
     ptr: Tensor
@@ -48,6 +53,7 @@ class CoulombTables(NamedTuple):
     height: Tensor
     lines: Tensor
     waves: Tensor
+    mesh: Tensor
 
     def to(self, device) -> CoulombTables:
         """All tensors on ``device``."""
@@ -67,7 +73,7 @@ class CoulombTables(NamedTuple):
             self.shift[start:stop],
             self.inverse_eta[b : b + 1],
             self.periodic[rows] - b,
-            *(getattr(self, name)[rows] for name in ("axes", "height", "lines", "waves")),
+            *(getattr(self, name)[rows] for name in ("axes", "height", "lines", "waves", "mesh")),
         )
 
     @staticmethod
@@ -84,7 +90,7 @@ class CoulombTables(NamedTuple):
             more, longer = lines - part.lines.shape[1], length - part.waves.shape[3]
             columns["lines"].append(torch.nn.functional.pad(part.lines, (0, 0, 0, more)))
             columns["waves"].append(torch.nn.functional.pad(part.waves, (0, longer, 0, 0, 0, more)))
-            for name in ("shift", "inverse_eta", "axes", "height"):
+            for name in ("shift", "inverse_eta", "axes", "height", "mesh"):
                 columns[name].append(getattr(part, name))
             nodes += part.ptr.shape[0] - 1
             entries += part.neighbour.shape[0]
@@ -108,6 +114,7 @@ def coulomb_tables(
     widths: np.ndarray,
     accuracy: float = 1e-10,
     eta: float | None = None,
+    mesh: bool | None = None,
 ) -> CoulombTables:
     """Tables of one structure.
 
@@ -117,14 +124,19 @@ def coulomb_tables(
         pbc: (3,) bool; none, two or all three directions are periodic.
         widths: (n,) Gaussian widths s_i, Å; zero for a point charge.
         accuracy: relative size at which both sums are cut.
-        eta: splitting width in Å (default: ``balanced_eta``).
+        eta: splitting width in Å (default: ``balanced_eta``, or what is cheapest with a mesh).
+        mesh: whether to use a particle mesh (default: for more than ``SMALLEST_MESH`` atoms in a cell).
 
     Raises:
-        ValueError: one periodic direction.
+        ValueError: one periodic direction, or a mesh for something else than a cell.
     """
     n, pbc = len(positions), np.asarray(pbc, bool)
     if pbc.sum() == 1:
         raise ValueError("the Coulomb sum serves molecules, slabs and cells, not structures periodic in one direction")
+    if mesh is None:
+        mesh = bool(pbc.all()) and n > SMALLEST_MESH
+    if mesh and not pbc.all():
+        raise ValueError("a particle mesh is for cells periodic in all three directions")
     if not pbc.any():
         ptr, neighbour = _all_pairs(n)
         shift = np.zeros((len(neighbour), 3), np.int8)
@@ -145,6 +157,10 @@ def coulomb_tables(
         # the smeared interaction of all pairs, erf(r / sqrt2 eta) / r, must lie within the cut
         height = extent + reach * eta + 1.0
         lattice = np.stack([lattice[axes[0]], lattice[axes[1]], 2.0 * height * normal])
+    elif mesh:
+        cutoff = None if eta is None else reach * eta
+        chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0))
+        eta, reach = chosen.eta, chosen.r_cut / chosen.eta
     elif eta is None:
         eta = balanced_eta(abs(np.linalg.det(lattice)), max(n, 1))
 
@@ -158,7 +174,11 @@ def coulomb_tables(
     np.cumsum(np.bincount(i, minlength=n), out=ptr[1:])
     if np.abs(shift).max(initial=0) > 127:
         raise ValueError("atoms lie more than 127 cells apart; wrap them into the cell first (atoms.wrap())")
-    waves = axes, height, *wave_indices(lattice, reach / eta)
+    if mesh:
+        no_waves = np.zeros((0, 2), np.int64), np.zeros((0, 2, 0))
+        waves = axes, height, *no_waves, np.array([*chosen.dims, chosen.p])
+    else:
+        waves = axes, height, *wave_indices(lattice, reach / eta), np.zeros(4, np.int64)
     return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves)
 
 
@@ -169,10 +189,11 @@ def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
     if waves is None:
-        waves = np.zeros((0, 3), np.int64), np.zeros(0), np.zeros((0, 0, 2), np.int64), np.zeros((0, 0, 2, 0))
+        shapes = ((0, 3), np.int64), ((0,), float), ((0, 0, 2), np.int64), ((0, 0, 2, 0), float), ((0, 4), np.int64)
+        waves = (np.zeros(shape, kind) for shape, kind in shapes)
     else:
         waves = (np.array(value)[None] for value in waves)
-    axes, height, lines, counts = (torch.from_numpy(value) for value in waves)
+    axes, height, lines, counts, mesh = (torch.from_numpy(value) for value in waves)
     return CoulombTables(
         torch.from_numpy(ptr),
         torch.from_numpy(neighbour),
@@ -183,6 +204,7 @@ def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
         height.double(),
         lines,
         counts,
+        mesh,
     )
 
 

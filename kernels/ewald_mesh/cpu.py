@@ -84,7 +84,6 @@ class _Locate(Emitter):
         start, place, key, x, sizes = self.tensors
         n = [self.load_int(sizes, axis) for axis in range(3)]
         count, b = self.load_int(sizes, 3), self.builder
-        one = self.vector(1)
 
         def scalar(vector):
             return b.extract_element(vector, I32(0))
@@ -99,9 +98,8 @@ class _Locate(Emitter):
                 k = b.fsub(floor, self.constant(p - 1, 1))
                 width = self.splat(b.sitofp(n[axis], self.float), 1)
                 k = b.fsub(k, b.fmul(width, self.intrinsic("floor", b.fdiv(k, width))))
-                convert = self._declare(
-                    f"llvm.fptosi.sat.v1i64.v1f{bits}", ir.FunctionType(ir.VectorType(I64, 1), [one])
-                )
+                kind = ir.FunctionType(ir.VectorType(I64, 1), [self.vector(1)])
+                convert = self._declare(f"llvm.fptosi.sat.v1i64.v1f{bits}", kind)
                 k = scalar(b.call(convert, [k]))
                 # rounding may have put a very far atom one period aside; one that is nowhere (NaN) must not harm
                 k = b.select(b.icmp_signed("<", k, I64(0)), b.add(k, n[axis]), k)
@@ -157,11 +155,10 @@ class _Stencil(Emitter):
     def __init__(self, bits: int, p: int, order: int, num_tensors: int):
         super().__init__(self.NAME, bits, num_tensors)
         self.p, self.order = p, order
-        self.parts = [
-            (first + v * lanes, lanes)
-            for first, count, lanes, _ in chunk_plan(p, min(self.lanes, 256 // bits))
-            for v in range(count)
-        ]  # vectors that cover a row; the last may reach beyond it, where splines are zero
+        # Vectors that cover a row; the last may reach beyond it, where splines are zero. Rows begin anywhere, and the
+        # widest vectors would nearly always lie in two cache lines.
+        plan = chunk_plan(p, min(self.lanes, 256 // bits))
+        self.parts = [(first + v * lanes, lanes) for first, count, lanes, _ in plan for v in range(count)]
         self.reach = max(first + lanes for first, lanes in self.parts)
         # derivatives of the splines along the first two axes, in memory, where single values are broadcast from
         self.tables = [[self.variable(self.float, self.reach) for _ in range(order + 1)] for _ in range(2)]

@@ -4,17 +4,18 @@ Charges smeared with width eta interact, in a cell of volume V, by
 
     g(k) = (4 pi / V) exp(-eta^2 k^2 / 2) / k^2,      g(0) = 0.
 
-On a mesh, wave vectors k_m = k + 2 pi sum_a m_a n_a b_a of all whole numbers m look alike, and a B-spline multiplies them
-by U(k_m) = product over the axes of sinc(k_a / n_a + m_a)^p. The function that makes the mean square error of the
+On a mesh, wave vectors k_m = k + 2 pi sum_a m_a n_a b_a of all whole numbers m look alike, and a B-spline multiplies
+them by U(k_m) = product over the axes of sinc(k_a / n_a + m_a)^p. The function that makes the mean square error of the
 energy least (Hockney & Eastwood, Computer Simulation Using Particles, 1988; Ballenegger, Cerda & Holm, J. Chem. Theory
-Comput. 8, 936, 2012, Eq. 30) is
+Comput. 8, 936, 2012) is
 
     G(k) = sum_m U(k_m)^2 g(k_m) / [sum_m U(k_m)^2]^2.
 
-The denominator is a product of three functions of one variable, known in closed form. In the numerator, terms other than
-m = 0 matter only at the edge of the mesh's wave vectors, where g is as small as the error that is allowed. Without them
-forces are as good (the same, or better by up to 8 per cent where the mesh is very coarse, since G is made for energies),
-and G is g times three functions of one variable that depend neither on the cell nor on eta. That is the default; the full sum is there for comparison.
+The denominator is a product of three functions of one variable, known in closed form. In the numerator, terms other
+than m = 0 matter only at the edge of the mesh's wave vectors, where g is as small as the error that is allowed. Without
+them forces are as good (the same, or better by some per cent where the mesh is very coarse, since the G above is made
+for energies), and G is g times three functions of one variable that depend neither on the cell nor on eta. That is the
+default; the full sum is there for comparison.
 """
 
 import math
@@ -50,6 +51,7 @@ def influence(
 def _term(
     cell: Tensor, eta: float, dims: tuple[int, int, int], p: int, height: float, m: tuple[int, int, int]
 ) -> Tensor:
+    """What image m adds to the numerator, over the denominator."""
     indices = waves(dims, cell.device)
     ratios = [
         (window(index + shift * n, n, p) / window_sum(index, n, p)) ** 2
@@ -62,7 +64,7 @@ def _term(
 
 
 def waves(dims: tuple[int, int, int], device=None) -> list[Tensor]:
-    """Indices (n1,), (n2,), (n3 // 2 + 1,) int64 of the wave vectors of ``torch.fft.rfftn``; the smallest of each set."""
+    """Indices (n1,), (n2,), (n3 // 2 + 1,) int64 of waves of ``torch.fft.rfftn``, the smallest of each set."""
     n1, n2, n3 = dims
     full = [torch.arange(n, device=device) for n in (n1, n2)]
     full = [torch.where(index <= (n - 1) // 2, index, index - n) for index, n in zip(full, (n1, n2), strict=True)]

@@ -1,7 +1,7 @@
 """The specification of spreading to a mesh and gathering from it, in plain PyTorch.
 
-A periodic mesh of dims (n1, n2, n3) and the cardinal B-spline M_p of order p (degree p - 1, support of width p; de Boor,
-A Practical Guide to Splines, 1978), centred:
+A periodic mesh of dims (n1, n2, n3) and the cardinal B-spline M_p of order p (degree p - 1, support of width p; de
+Boor, A Practical Guide to Splines, 1978), centred:
 
     W_i(k) = product over the axes a of  sum over images of  M_p(x_ia - k_a + p / 2),
 
@@ -24,7 +24,7 @@ ORDERS = range(4, 9)  # p for which there are kernels
 
 @cache
 def components(order: int) -> tuple[tuple[int, int, int], ...]:
-    """How often each component of a jet is differentiated along each axis; 1, 4, 10, 20 of them for order 0, 1, 2, 3."""
+    """How often each component of a jet is differentiated along each axis; there are 1, 4, 10, 20, ... of them."""
     return tuple(
         tuple(axes.count(axis) for axis in range(3))
         for degree in range(order + 1)

@@ -144,7 +144,7 @@ mesh_spread.register_autograd(_of_spread, setup_context=_setup_spread)
 
 
 def bins_of(x: Tensor, dims: tuple[int, int, int], p: int) -> list[Tensor]:
-    """The bins of atoms at x (N, 3), which ``gather`` and ``spread`` share and which hold as long as x does not change."""
+    """The bins of atoms at x (N, 3), for ``gather`` and ``spread``; they hold as long as x does not change."""
     return list(mesh_bins(x.detach(), list(dims), p))
 
 

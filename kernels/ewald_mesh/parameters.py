@@ -14,10 +14,12 @@ from .naive import ORDERS
 # 140^3 points, and pairs within 9 Å at the density of NaCl.
 _PAIR = 2.1e-8  # an entry of the pair list; each pair has two
 _ATOM, _POINT = 1.2e-8, 4.1e-9  # an atom: sorting, and p^2 rows of the stencil, spread and gathered
-_FFT, _MESH = (
-    7.5e-10,
-    3e-9,
-)  # a mesh point: times log2 of their number for both transforms, and what else passes over it
+_FFT = 7.5e-10  # a mesh point, times log2 of their number, for both transforms
+_MESH = 3e-9  # a mesh point, for what else passes over the mesh
+
+# How much of the accuracy each sum may use up; together, the whole. The estimate of the real-space sum is for charges
+# at random places; in a crystal a cutoff between two shells leaves a charged sphere, and twice the error was seen.
+_REAL_SHARE, _MESH_SHARE = 0.4, 0.9
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def choose(
         num_atoms: N.
         sum_q2: sum of the squared charges, e^2. Errors and their scale are both proportional to it, so that a guess
             of it does no harm.
-        accuracy: root mean square error of the forces over that between two neighbours of average charge, q^2 / d^2 with
-            q^2 = sum_q2 / N and d^3 = V / N.
+        accuracy: root mean square error of the forces over that between two neighbours of average charge, q^2 / d^2
+            with q^2 = sum_q2 / N and d^3 = V / N.
         r_cut: where the real-space sum ends, Å (default: what is cheapest).
         widest: the largest width s of a Gaussian charge, Å: pairs must be summed until they look like points.
 
@@ -69,11 +71,12 @@ def choose(
     if num_atoms < 1 or volume <= 0.0 or not 0.0 < accuracy < 1.0:
         raise ValueError(f"got {num_atoms} atoms, a volume of {volume} Å^3 and an accuracy of {accuracy}")
     sum_q2 = sum_q2 if sum_q2 > 0.0 else float(num_atoms)
-    target = accuracy * force_scale(volume, num_atoms, sum_q2) / math.sqrt(2.0)  # each of the two independent errors
+    allowed = accuracy * force_scale(volume, num_atoms, sum_q2)
+    target = _MESH_SHARE * allowed
     candidates = [r_cut] if r_cut is not None else _cutoffs(volume, num_atoms)
     best = None
     for cutoff in candidates:
-        eta = _width(cutoff, target, volume, num_atoms, sum_q2)
+        eta = _width(cutoff, _REAL_SHARE * allowed, volume, num_atoms, sum_q2)
         if eta is None or eta < math.sqrt(2.0) * widest:
             continue
         for p in ORDERS:

@@ -1,7 +1,7 @@
 """The reciprocal sum of the Coulomb interaction by a particle mesh.
 
-Charges are spread on a mesh by B-splines, the mesh is convolved with the influence function by FFT, and the potential is
-gathered at the charges by the same B-splines (Essmann et al., J. Chem. Phys. 103, 8577, 1995; with the influence
+Charges are spread on a mesh by B-splines, the mesh is convolved with the influence function by FFT, and the potential
+is gathered at the charges by the same B-splines (Essmann et al., J. Chem. Phys. 103, 8577, 1995; with the influence
 function of P3M, see ``influence.py``):
 
     phi_i  ~  sum_j q_j (4 pi / V) sum_{k != 0} exp(-eta^2 k^2 / 2) / k^2 cos(k r_ij),
@@ -44,8 +44,8 @@ def mesh_form(
         eta: splitting width, Å.
         dims: points of the mesh.
         p: order of the B-splines, 4 to 8.
-        height: for a slab whose plane is spanned by the first two vectors: R in Å; the third vector is normal to the plane
-            and of length 2 R. See ``ewald.reciprocal``.
+        height: for a slab in the plane of the first two vectors: R in Å; the third vector is normal to the plane and of
+            length 2 R. See ``ewald.reciprocal``.
     """
     x = coordinates(positions, cell, dims)
     bins = bins_of(x, dims, p)

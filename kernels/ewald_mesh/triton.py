@@ -8,7 +8,6 @@ Both read splines from a table that a first kernel writes, since a spreading ato
 
 from functools import cache
 
-import torch
 import triton
 from torch import Tensor
 
