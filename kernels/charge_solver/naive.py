@@ -12,6 +12,7 @@ is again an instance of this function, which makes it differentiable any number 
 
 import torch
 from fastlr.kernels.autograd import wanted
+from fastlr.kernels.ewald.coulomb import slab_constant
 from fastlr.kernels.ewald.naive import coulomb_matrix
 from fastlr.kernels.ewald.system import System
 from torch import Tensor
@@ -72,21 +73,11 @@ def equilibrate(
     matrix = constant * coulomb_matrix(system)
     mask = system.pad(torch.ones_like(hardness)) > 0.0
     # a constant that all elements share has no influence on charges of a given sum, and keeps slabs positive definite
-    lift = _lift(system, constant)
+    lift = constant * slab_constant(system)
     hessian = matrix + torch.diag_embed(system.pad(hardness)) + lift[:, None, None]
     charges, multiplier = solve_charges(hessian, -system.pad(electronegativity), total, mask)
     energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
     return system.unpad(charges), energy, multiplier + lift * total
-
-
-def _lift(system: System, constant: float) -> Tensor:
-    """(B,) a constant that makes the matrices of slabs positive definite: 2 pi |z| / S at their height."""
-    lift = system.cell.new_zeros(system.num_structures)
-    tables = system.tables
-    if not system.has_slabs:
-        return lift
-    volume = torch.linalg.det(system.lattice()).abs().detach()
-    return lift.index_add(0, tables.periodic, constant * 2.0 * torch.pi * tables.height**2 / volume)
 
 
 class _Solve(torch.autograd.Function):

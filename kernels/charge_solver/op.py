@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import wanted
-from ..ewald.coulomb import coulomb_form
+from ..ewald.coulomb import coulomb_form, slab_constant
 from ..ewald.system import System
 from .solvers import choose
 
@@ -17,13 +17,17 @@ from .solvers import choose
 def equilibrate(
     system: System, electronegativity: Tensor, hardness: Tensor, total: Tensor, constant: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same results as ``naive.equilibrate``; the multiplier is that of a slab without its constant."""
+    """Same results as ``naive.equilibrate``, but for a charged slab's multiplier, which contains ``slab_constant``."""
     solver = choose(system, hardness.detach(), constant)
     q, multiplier = _Solve.apply(
         -electronegativity, total, hardness, system.positions, system.squared_widths, system.cell, system, solver,
         constant,
     )  # fmt: skip
-    return q, 0.5 * constant * coulomb_form(q, q, system), multiplier
+    # (k / 2) q' A q without another sum over space: the equations say k A q = -chi - J q - mu
+    energy = -0.5 * (system.sum(q * (electronegativity + hardness * q)) + multiplier * total)
+    if system.has_slabs:
+        energy = energy - 0.5 * constant * slab_constant(system) * total**2
+    return q, energy, multiplier
 
 
 class _Solve(torch.autograd.Function):

@@ -14,8 +14,27 @@ from .op import coulomb_pairs, pair_values
 from .system import System
 
 
+def coulomb_energy(q: Tensor, system: System) -> Tensor:
+    """q' A q / 2 of each structure (B,) in e^2/Å, differentiable to second order like ``coulomb_form``."""
+    return 0.5 * (coulomb_form(q, q, system) - slab_constant(system) * system.sum(q) ** 2)
+
+
+def slab_constant(system: System) -> Tensor:
+    """(B,) 1/Å, what ``coulomb_form`` and ``coulomb_matrix`` add to all elements of a slab's A: 2 pi R^2 / V.
+
+    It makes the matrix positive semidefinite and has no influence on charges of a given sum.
+    """
+    constant = system.cell.new_zeros(system.num_structures)
+    if not system.has_slabs:
+        return constant
+    volume = torch.linalg.det(system.lattice()).abs()
+    return constant.index_add(0, system.tables.periodic, 2.0 * math.pi * system.tables.height**2 / volume)
+
+
 def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:
     """u' A q of each structure, differentiable to second order in charges, positions, widths and cells.
+
+    A slab's A contains ``slab_constant``.
 
     Args:
         u, q: (N,) float64, charges in e.
@@ -53,7 +72,7 @@ def _mesh_forms(u: Tensor, q: Tensor, system: System) -> Tensor:
 
 
 def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
-    """(Bp,) the term of k = 0: the average potential of a Gaussian is zero in a cell, and that of the cut in a slab."""
+    """(Bp,) the term of k = 0 in cells, where the average potential of each Gaussian is zero."""
 
     def moments(charges: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the charges, and of charges times squared widths."""
@@ -65,8 +84,7 @@ def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
     squared_eta = system.periodic(system.tables.inverse_eta) ** -2
     term = squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
     if system.has_slabs:
-        height = system.tables.height
-        term = torch.where(height > 0.0, height**2 * sum_u * sum_q, term)
+        term = torch.where(system.tables.height > 0.0, 0.0, term)
     return -2.0 * math.pi / volume * term
 
 
@@ -74,7 +92,7 @@ def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
 def coulomb_matrix(system: System) -> Tensor:
     """A (B, n, n) in 1/Å, n the size of the largest structure; without derivatives.
 
-    A slab's lacks the constant of k = 0, which has no influence on charges of a given sum and would leave A indefinite.
+    A slab's contains ``slab_constant``.
     """
     tables, size, places = system.tables, system.size, system.places
     pairs = tables.pairs(system.batch)

@@ -14,7 +14,7 @@ from .system import System
 class CoulombOperator:
     """A of a structure's Coulomb energy (k / 2) q' A q, as a product; (N,) to (N,), in 1/Å.
 
-    A slab's lacks the constant of k = 0, as that of ``coulomb.coulomb_matrix`` does.
+    A slab's contains ``coulomb.slab_constant``.
 
     Args:
         system: one structure.

@@ -87,7 +87,7 @@ def mesh_terms(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int) -> 
     is_main = is_main[:, None, :, None, :, None]
     others = u2.masked_fill(is_main, 0.0).sum(dim=(0, 2, 4), keepdim=True)
     rest = others + (main - u2).masked_fill(is_main, 0.0)  # the sum over m' != m, without cancellation at m = 0
-    pair = float((k2 * ((g_mesh * u2 - g) ** 2 + g_mesh**2 * u2 * 0.0 * rest)).sum())
+    pair = float((k2 * ((g_mesh * u2 - g) ** 2 + g_mesh**2 * u2 * rest)).sum())
 
     own = 0.0
     # sum_m u(k_m) u(k_m-d) along each axis

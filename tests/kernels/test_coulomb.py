@@ -10,7 +10,7 @@ from fastlr.kernels.charge_solver import solvers
 from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald import naive, op
-from fastlr.kernels.ewald.coulomb import coulomb_form, coulomb_matrix
+from fastlr.kernels.ewald.coulomb import coulomb_energy, coulomb_form, coulomb_matrix, slab_constant
 from fastlr.kernels.ewald.system import System
 from fastlr.kernels.ewald.tables import CoulombTables, coulomb_tables
 from reference.differences import relative_error
@@ -48,13 +48,6 @@ def moved(system: System, device: str) -> System:
     return system.to(place(device))
 
 
-def slab_constant(system: System) -> torch.Tensor:
-    """(B,) what ``coulomb_matrix`` leaves out of slabs."""
-    constant = torch.zeros(system.num_structures, dtype=torch.float64)
-    volume = torch.linalg.det(system.lattice()).abs()
-    return constant.index_add(0, system.tables.periodic, -2.0 * math.pi * system.tables.height**2 / volume)
-
-
 MIXED = [(4, CELL), (3, MOLECULE), (0, MOLECULE), (5, SLAB), (1, CELL), (1, MOLECULE), (2, (0, 1, 1)), (0, CELL)]
 
 
@@ -63,7 +56,7 @@ def test_matrix(rng, device):
     expected = naive.coulomb_matrix(system)
     found = coulomb_matrix(moved(system, device)).cpu()
     inside = torch.arange(found.shape[1]) < system.sizes[:, None]
-    found = found + slab_constant(system)[:, None, None] * (inside[:, :, None] & inside[:, None, :])
+    found = found - slab_constant(system)[:, None, None] * (inside[:, :, None] & inside[:, None, :])
     for b, n in enumerate(system.sizes):
         assert not expected[b].any() or relative_error(found[b, :n, :n], expected[b, :n, :n]) < 1e-12
         assert not found[b, n:].any()
@@ -81,7 +74,8 @@ def derivatives(function, system: System, charges, probes) -> list[torch.Tensor]
 
 def naive_form(u, q, system: System) -> torch.Tensor:
     matrix = naive.coulomb_matrix(system)
-    return (system.pad(u)[:, :, None] * matrix * system.pad(q)[:, None, :]).sum(dim=(1, 2))
+    form = (system.pad(u)[:, :, None] * matrix * system.pad(q)[:, None, :]).sum(dim=(1, 2))
+    return form + slab_constant(system) * system.sum(u) * system.sum(q)
 
 
 def test_form_and_its_derivatives(rng, device):
@@ -107,7 +101,7 @@ def test_energy_does_not_depend_on_eta(pbc, rng):
         rng.bit_generator.state = state
         system = random_system(rng, [(6, pbc)], eta=eta)
         leaves = [t.requires_grad_(True) for t in system[:3]]
-        form = coulomb_form(charges, charges, system)
+        form = coulomb_energy(charges, system)
         gradients = torch.autograd.grad(form.sum(), [leaves[0], leaves[2]] if any(pbc) else leaves[:1])
         forms.append([form.detach(), *gradients])
     for others in forms[1:]:
@@ -134,7 +128,7 @@ def test_slab_is_the_limit_of_growing_vacuum(rng):
         tensors = (torch.from_numpy(t) for t in (positions, widths**2, cell[None]))
         system = System.of(*tensors, torch.zeros(5, dtype=torch.int64), torch.tensor([0, 5]), tables)
         charges = torch.from_numpy(q)
-        return 0.5 * float(coulomb_form(charges, charges, system))
+        return float(coulomb_energy(charges, system))
 
     slab = energy(SLAB, 1.0)
     dipole, area = float(q @ positions @ normal), float(np.linalg.norm(np.cross(a, b)))
@@ -155,7 +149,7 @@ def test_charged_slab(rng):
         tensors = (torch.from_numpy(t) for t in (positions, np.array([0.25, 0.49]), cell[None]))
         system = System.of(*tensors, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 2]), tables)
         charges = torch.tensor([1.0, 0.5], dtype=torch.float64)
-        energies.append(0.5 * float(coulomb_form(charges, charges, system)))
+        energies.append(float(coulomb_energy(charges, system)))
     assert energies[1] - energies[0] == pytest.approx(-2.0 * math.pi * 10.0 / 10.5 * 0.5, rel=1e-10)
 
 
@@ -182,7 +176,7 @@ def test_madelung_constants_of_point_charges(crystal):
         torch.zeros(n, dtype=torch.int64), torch.tensor([0, n]), tables,
     )  # fmt: skip
     charges = torch.from_numpy(q)
-    energy = 0.5 * float(coulomb_form(charges, charges, system))
+    energy = float(coulomb_energy(charges, system))
     assert -energy * distance / (n / 2) == pytest.approx(constant, abs=1e-11)
 
 
