@@ -21,7 +21,7 @@ def apply(x: Tensor, weights: Tensor, layout: Layout, transposed: bool) -> Tenso
     """See ``op.irreps_linear``."""
     out = x.new_empty(x.shape[0], layout.dim_in if transposed else layout.dim_out)
     if transposed:
-        weights = _transposed(weights, layout)
+        weights = weights.index_select(0, _transposition(layout))
     launch(_compiled(_Apply, layout, x.dtype, transposed), [out, x, weights], x.shape[0], minimum_work=32)
     return out
 
@@ -37,12 +37,14 @@ def weight_gradient(x: Tensor, g: Tensor, layout: Layout) -> Tensor:
     return out
 
 
-def _transposed(weights: Tensor, layout: Layout) -> Tensor:
-    out = torch.empty_like(weights)
+@cache
+def _transposition(layout: Layout) -> Tensor:
+    """(weights,) which weight stands where when the matrix of each block is transposed in place."""
+    parts = []
     for block in layout.blocks:
-        part = slice(block.weight, block.weight + block.mul_in * block.mul_out)
-        out[part].view(block.mul_out, block.mul_in).copy_(weights[part].view(block.mul_in, block.mul_out).T)
-    return out
+        numbers = block.weight + torch.arange(block.mul_in * block.mul_out)
+        parts.append(numbers.view(block.mul_in, block.mul_out).T.flatten())
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
 
 @cache
