@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..ewald.coulomb import coulomb_matrix
 from ..ewald.system import System
+from .batched_op import factorise, solve
 from .conjugate_gradient import ConjugateGradient
 from .naive import IndefiniteError
 
 Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # rhs (N,), total (B,) -> charges (N,), multiplier (B,)
 
-LARGEST_DENSE = 400  # atoms; where both take the same time on two CPU cores
+LARGEST_SMALL = 128  # atoms; what the batched kernels are for
+LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
 
 
 def choose(system: System, hardness: Tensor, constant: float) -> Solver:
@@ -26,20 +28,41 @@ def choose(system: System, hardness: Tensor, constant: float) -> Solver:
     Raises:
         IndefiniteError: the energy of a structure has no minimum; here, or when the solver is called.
     """
-    if system.size <= LARGEST_DENSE:
-        return Dense(system, hardness, constant)
-    return OneByOne(system, hardness, constant)
+    if system.size > LARGEST_DENSE:
+        return OneByOne(system, hardness, constant)
+    return (Small if system.size <= LARGEST_SMALL else Dense)(system, hardness, constant)
 
 
-class Dense:
-    """Factorised matrices, padded to the largest structure of the batch."""
+def hessian(system: System, hardness: Tensor, constant: float) -> Tensor:
+    """H (B, n, n), padded with zeros."""
+    matrix = coulomb_matrix(system).mul_(constant)
+    matrix.diagonal(dim1=1, dim2=2).add_(system.pad(hardness))
+    return matrix
+
+
+class Small:
+    """All structures in one launch, by the batched kernels."""
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
         self.system = system
-        matrix = coulomb_matrix(system).mul_(constant)
+        self.factor = factorise(hessian(system, hardness, constant), system.sizes)
+
+    @torch.no_grad()
+    def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        charges, multiplier = solve(self.factor, self.system.pad(rhs), total)
+        return self.system.unpad(charges), multiplier
+
+
+class Dense:
+    """Matrices factorised by LAPACK."""
+
+    @torch.no_grad()
+    def __init__(self, system: System, hardness: Tensor, constant: float):
+        self.system = system
         ones = system.pad(torch.ones_like(hardness))
-        matrix.diagonal(dim1=1, dim2=2).add_(system.pad(hardness) + (1.0 - ones))
+        matrix = hessian(system, hardness, constant)
+        matrix.diagonal(dim1=1, dim2=2).add_(1.0 - ones)
         self.factor, info = torch.linalg.cholesky_ex(matrix)
         if bool((info != 0).any()):
             raise IndefiniteError(torch.nonzero(info).flatten().tolist())
@@ -62,7 +85,7 @@ class OneByOne:
         for b in range(system.num_structures):
             own, kind = slice(self.ptr[b], self.ptr[b + 1]), ConjugateGradient
             if self.ptr[b + 1] - self.ptr[b] <= LARGEST_DENSE:
-                kind = Dense
+                kind = Small if self.ptr[b + 1] - self.ptr[b] <= LARGEST_SMALL else Dense
             self.solvers.append(self._named(b, kind, system.select(b), hardness[own], constant))
 
     @torch.no_grad()

@@ -87,10 +87,36 @@ def green(cell: Tensor, eta: float, indices: list[Tensor], height: float = 0.0) 
     volume = torch.linalg.det(cell).abs()
     g = torch.exp(-0.5 * eta**2 * k2) * (4.0 * math.pi / volume / k2)
     if height > 0.0:
-        parallel = plane.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
-        sign = 1.0 - 2.0 * torch.remainder(third, 2.0)  # cos(k_z R)
-        g = g * (1.0 - torch.exp(-height * parallel)[:, :, None] * sign)
+        g = g * _cut(cell, reciprocal, indices, plane, height)
     return g.masked_fill(origin, 0.0)
+
+
+def _cut(cell: Tensor, reciprocal: Tensor, indices: list[Tensor], plane: Tensor, height: float) -> Tensor:
+    """What cutting the interaction of a slab off at |z| = R does to g(k) (A, B, C).
+
+    With kappa and k_z, the parts of k in the plane of the first two lattice vectors and normal to it, the integrals
+    over |z| < R of (2 pi / kappa) exp(-kappa |z|) cos k_z z, and for kappa = 0 of -2 pi |z| cos k_z z, are 4 pi / k^2
+    times
+
+        1 - exp(-kappa R) [cos k_z R - (k_z / kappa) sin k_z R]      and      1 - cos k_z R - k_z R sin k_z R
+
+    (Rozzi et al., Phys. Rev. B 73, 205119, 2006; Sohier, Calandra & Mauri, Phys. Rev. B 96, 075448, 2017). The sines
+    are zero if the third vector is normal to the others and 2 R long, but their derivatives are not: with them nothing
+    depends on that vector.
+    """
+    first, second, third = indices
+    zero = (first == 0)[:, None] & (second == 0)
+    normal = torch.linalg.cross(cell[0], cell[1])
+    along = reciprocal @ (normal / torch.linalg.vector_norm(normal))
+    tilt = along[0] * first[:, None] + along[1] * second  # (A, B) k_z without the third index
+    kappa = (plane - tilt**2).masked_fill(zero, 1.0).sqrt()
+    # a sine or cosine of a sum is one of either of the two parts, so that none is computed in three dimensions
+    cos_1, sin_1 = torch.cos(height * tilt)[:, :, None], torch.sin(height * tilt)[:, :, None]
+    cos_2, sin_2 = torch.cos(height * along[2] * third), torch.sin(height * along[2] * third)
+    decay = torch.exp(-height * kappa).masked_fill(zero, 1.0)[:, :, None]
+    slope = torch.where(zero, -height, 1.0 / kappa)[:, :, None]  # at kappa = 0 the sign of the sine is the other
+    k_z = tilt[:, :, None] + along[2] * third
+    return 1.0 - decay * (cos_1 * cos_2 - sin_1 * sin_2 - slope * k_z * (sin_1 * cos_2 + cos_1 * sin_2))
 
 
 def window(index: Tensor, n: int, p: int) -> Tensor:

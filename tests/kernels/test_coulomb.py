@@ -276,10 +276,13 @@ def test_equilibration_by_finite_differences(check, pbc, rng):
     assert check(function, leaves, atol=1e-6)
 
 
-@pytest.mark.parametrize("limit", [0, 3], ids=["conjugate gradients", "mixed"])
-def test_equilibration_of_large_structures(limit, rng, monkeypatch, device):
-    """Small ones that are taken for large, to second order."""
-    monkeypatch.setattr(solvers, "LARGEST_DENSE", limit)
+@pytest.mark.parametrize(
+    ("small", "dense"), [(0, 0), (0, 3), (2, 3), (0, 9)], ids=["iteration", "iteration and dense", "all three", "dense"]
+)
+def test_equilibration_by_every_solver(small, dense, rng, monkeypatch, device):
+    """Small structures that are taken for medium or large, to second order."""
+    monkeypatch.setattr(solvers, "LARGEST_SMALL", small)
+    monkeypatch.setattr(solvers, "LARGEST_DENSE", dense)
     monkeypatch.setattr(ConjugateGradient.__init__, "__defaults__", (1e-14,))
     system, others = problem(rng, [s for s in MIXED if s[0]])
     shapes = [system.batch.shape, (system.num_structures,), *(t.shape for t in (*system[:3], *others))]

@@ -218,16 +218,51 @@ def test_opcheck():
 
 
 def test_only_what_is_wanted_is_computed(monkeypatch):
-    """The gradient by charges alone gathers potentials, no derivatives."""
+    """The gradient by charges alone gathers potentials, no derivatives; that by the mesh alone gathers nothing."""
     mesh, c, x = problem((6, 6, 6), 4, 5, 0)
-    orders = []
-    original = op.mesh_gather
-    monkeypatch.setattr(op, "mesh_gather", lambda *args: orders.append(args[3]) or original(*args))
-    c, x = c.requires_grad_(True), x.requires_grad_(True)
-    for inputs, order in (([c], 0), ([c, x], 1)):
-        torch.autograd.grad((op.spread(c, x, (6, 6, 6), 0, 4) * mesh).sum(), inputs)
-        assert orders.pop() == order
-        assert not orders
+    calls = []
+    for name, place_of_order in (("mesh_gather", 3), ("mesh_spread", 4)):
+        original = getattr(op, name)
+
+        def recorded(*args, name=name, place=place_of_order, original=original):
+            calls.append((name, args[place]))
+            return original(*args)
+
+        monkeypatch.setattr(op, name, recorded)
+    mesh, c, x = (tensor.requires_grad_(True) for tensor in (mesh, c, x))
+    spread, gathered = op.spread(c, x, (6, 6, 6), 0, 4) * mesh.detach(), op.gather(mesh, x, 0, 4)
+    for value, inputs, expected in (
+        (spread, [c], [("mesh_gather", 0)]),
+        (spread, [c, x], [("mesh_gather", 1)]),
+        (gathered, [mesh], [("mesh_spread", 0)]),
+        (gathered, [x], [("mesh_gather", 1)]),
+    ):
+        calls.clear()
+        torch.autograd.grad(value.sum(), inputs, retain_graph=True)
+        assert calls == expected
+
+
+@DTYPES
+@pytest.mark.parametrize("p", naive.ORDERS)
+def test_rows_end_with_the_mesh(p, dtype, monkeypatch):
+    """The widest vectors reach beyond a stencil, where they add zero; not beyond the mesh: -0 + 0 would be +0 there."""
+    allocated = []
+    original = torch.Tensor.new_empty
+
+    def with_margin(tensor, *shape, **options):
+        shape = torch.Size(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        memory = original(tensor, shape.numel() + 32, **options).fill_(-0.0)
+        allocated.append(memory)
+        return memory[: shape.numel()].view(shape)
+
+    dims = (p, p, p + 1)
+    x = torch.tensor([[n - 1.0 - 0.5 * p + offset for n in dims] for offset in (0.1, 0.9, 1.1)], dtype=dtype)
+    sorted_atoms = op.bins_of(x, dims, p)
+    monkeypatch.setattr(torch.Tensor, "new_empty", with_margin)
+    op.spread(torch.ones(3, 1, dtype=dtype), x, dims, 0, p, sorted_atoms)
+    margins = [memory[-32:] for memory in allocated if memory.numel() == p * p * (p + 1) + 32]
+    assert margins
+    assert all(bool(torch.signbit(margin).all()) for margin in margins)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +420,70 @@ def test_finite_differences_of_the_form(height, rng):
         assert check(lambda u, q, x, cell: mesh_form(u, q, x, cell, *options), (u, q, x, cell))
         assert check(lambda q, x, cell: mesh_form(q, q, x, cell, *options), (q, x, cell))
         assert check(lambda q, x, cell: mesh_potential(q, x, cell, *options), (q, x, cell))
+
+
+def in_plane(q, x, cell, eta):
+    """sum q phi of a slab by Parry's sum over the waves of the plane; nothing of it knows of a third lattice vector.
+
+    phi_i = (pi / S) sum_j q_j sum_k cos(k r) / k [exp(kz) erfc(k eta / sqrt2 + z / sqrt2 eta) + the same for -z]
+            - (2 pi / S) sum_j q_j [z erf(z / sqrt2 eta) + eta sqrt(2 / pi) exp(-z^2 / 2 eta^2)]
+    """
+    normal = torch.linalg.cross(cell[0], cell[1])
+    area = normal.norm()
+    normal = normal / area
+    separation = x[:, None] - x
+    z, s = separation @ normal, math.sqrt(2.0) * eta
+    matrix = (
+        -2.0 * math.pi / area * (z * torch.erf(z / s) + eta * math.sqrt(2.0 / math.pi) * torch.exp(-((z / s) ** 2)))
+    )
+    numbers = torch.arange(-20.0, 21.0, dtype=x.dtype)
+    numbers = torch.cartesian_prod(numbers, numbers)
+    waves = (
+        2.0 * math.pi * numbers[numbers.any(dim=1)] @ torch.linalg.inv(torch.stack([cell[0], cell[1], normal])).T[:2]
+    )
+    k, z = waves.norm(dim=1), z[:, :, None]
+    sides = sum(torch.exp(side * k) * torch.erfc(k * eta / math.sqrt(2.0) + side / s) for side in (z, -z))
+    matrix = matrix + math.pi / area * (torch.cos(separation @ waves.T) / k * sides).sum(dim=2)
+    return q @ matrix @ q
+
+
+def of_slab(q, x, cell, eta, dims, height):
+    """The same by a mesh; the term of k = 0, which ``mesh_form`` leaves out, is the integral of -2 pi |z| up to R."""
+    constant = -2.0 * math.pi * height**2 / torch.linalg.det(cell).abs()
+    return mesh_form(q, q, x, cell, eta, dims, 8, height) + constant * q.sum() ** 2
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3], ids=["upright", "tilted"])
+def test_slab_against_sum_in_the_plane(tilt, rng):
+    """A charged slab across the boundary of a low cell, with derivatives by everything: none by the third vector."""
+    cell = torch.tensor([[16.0, 0.5, 0.0], [0.8, 14.0, 0.0], [5.0 * tilt, -3.0 * tilt, 16.0]], dtype=torch.float64)
+    x = torch.from_numpy(rng.uniform(0.0, 1.0, (4, 3))) @ torch.diag(cell.new_tensor([15.0, 13.0, 2.5]))
+    x[:, 2] += 15.0
+    q = torch.from_numpy(rng.normal(size=4))
+    probes = [torch.from_numpy(rng.normal(size=tensor.shape)) for tensor in (q, x, cell)]
+    results = []
+    for function in (lambda q, x, cell: of_slab(q, x, cell, 0.9, (64, 60, 64), 8.0),
+                     lambda q, x, cell: in_plane(q, x, cell, 0.9)):  # fmt: skip
+        leaves = [tensor.clone().requires_grad_(True) for tensor in (q, x, cell)]
+        value = function(*leaves)
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        scalar = sum((gradient * probe).sum() for gradient, probe in zip(first, probes, strict=True))
+        results.append([value, *first, *torch.autograd.grad(scalar, leaves)])
+    for number, (value, reference) in enumerate(zip(*results, strict=True)):
+        assert relative_error(value.detach(), reference.detach()) < 1e-4, number
+
+
+def test_thick_slabs_meet_their_images(rng):
+    """What ``mesh_form`` asks of the height of the cell is not said in vain."""
+    cell = torch.diag(torch.tensor([6.0, 5.5, 10.0], dtype=torch.float64))
+    q = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    errors = []
+    for thickness in (1.0, 6.0):
+        x = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, thickness]], dtype=torch.float64)
+        found, expected = of_slab(q, x, cell, 0.9, (24, 24, 40), 5.0), in_plane(q, x, cell, 0.9)
+        errors.append(abs(float(found / expected - 1.0)))
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-2
 
 
 @DTYPES
