@@ -143,7 +143,7 @@ class TestEdges:
         torch.testing.assert_close(graph.strained(strain).edge_vectors(), expected, rtol=0.0, atol=1e-12)
 
 
-SERVED = {**structures.MOLECULES, **structures.CELLS}
+SERVED = {**structures.MOLECULES, **structures.CELLS, "slab": structures.slab}
 
 
 class TestBatches:

@@ -27,9 +27,9 @@ def charge_word(atoms: Atoms) -> None:
     atoms.info["charge"] = "abc"
 
 
-def slab(atoms: Atoms) -> None:
+def wire(atoms: Atoms) -> None:
     atoms.set_cell([9, 9, 9])
-    atoms.pbc = [True, True, False]
+    atoms.pbc = [True, False, False]
 
 
 def assert_one_line_error(result, *parts: str) -> None:
@@ -48,7 +48,7 @@ def assert_one_line_error(result, *parts: str) -> None:
         (flat_cell, ["volume"]),
         (overlap, ["atoms 0 and 2 overlap"]),
         (charge_word, ["charge must be a finite number", "'abc'"]),
-        (slab, ["periodic in 2 of 3"]),
+        (wire, ["periodic in one direction"]),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "md", "relax"])

@@ -39,6 +39,7 @@ CASES = {
     "neutral salt": small_salt(),
     "charged skewed cell": charged(structures.skewed_cell(), -1.0),
     "one-atom cell": charged(structures.one_atom_cell(), 0.7),
+    "charged slab": charged(structures.slab(), 0.5),
 }
 cases = pytest.mark.parametrize("case", CASES)
 
@@ -210,9 +211,9 @@ class TestBatches:
     @every_model
     def test_equal_their_members(self, name):
         model = small_model(name)
-        makers = {**structures.MOLECULES, **structures.CELLS}
+        makers = {**structures.MOLECULES, **structures.CELLS, "slab": structures.slab}
         if name not in LR_MODELS:
-            makers |= structures.PARTLY_PERIODIC
+            makers |= {"wire": structures.wire}
         atoms = [make() for make in makers.values()] + list(CASES.values())
         batch = predict(model, atoms)
         graph = graph_of(model, atoms)
