@@ -7,7 +7,7 @@ from fastlr.backends import Operations
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.errors import InputError
 from fastlr.graph import Graph
-from fastlr.kernels.charge_solver.naive import IndefiniteError
+from fastlr.kernels.charge_solver.naive import SolverError
 from fastlr.kernels.ewald.system import System
 
 
@@ -66,7 +66,7 @@ class ChargeEquilibration(nn.Module):
             q, coulomb_energy, _ = self.operations.charge_equilibration(
                 self.system(graph), electronegativity, hardness, graph.charge, COULOMB_CONSTANT
             )
-        except IndefiniteError as error:
+        except SolverError as error:
             raise InputError(
                 f"charge equilibration failed for structure {error.structures[0]} of the batch: the energy has no "
                 "minimum in the charges; are its positions finite and its atoms apart?"

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..ewald.operator import CoulombOperator
 from ..ewald.system import System
-from .naive import IndefiniteError
+from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
 
+TOLERANCE = 1e-9  # e
 MAX_ITERATIONS = 500
 
 
@@ -41,11 +42,12 @@ class ConjugateGradient:
         reports: one a solve.
 
     Raises:
-        IndefiniteError: the energy has no minimum, or the residual does not fall to the tolerance.
+        IndefiniteError: the energy has no minimum.
+        ConvergenceError: the residual does not fall to the tolerance.
     """
 
     @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float, tolerance: float = 1e-9):
+    def __init__(self, system: System, hardness: Tensor, constant: float, tolerance: float = TOLERANCE):
         self.operator, self.hardness, self.constant = CoulombOperator(system), hardness, constant
         kind = Fourier if len(system.tables.periodic) else Jacobi
         self.preconditioner = kind(system, hardness, constant)
@@ -72,7 +74,7 @@ class ConjugateGradient:
                 self.reports.append(Report(iteration, norm / float(self.hardness.min()) / math.sqrt(n)))
                 return q, -gradient.mean()[None]
             if not math.isfinite(norm):
-                break
+                raise IndefiniteError([0])
             z = self.preconditioner(residual)
             z = z - self.response * (z.sum() / self.response.sum())
             previous, slope = slope, float(residual @ z)
@@ -84,7 +86,12 @@ class ConjugateGradient:
             image = self.hessian(direction)
             curvature = float(direction @ image)
             if not curvature > 0.0:
-                break
+                raise IndefiniteError([0])
             q += (slope / curvature) * direction
             gradient += (slope / curvature) * image
-        raise IndefiniteError([0])
+        bound = norm / float(self.hardness.min()) / math.sqrt(n)
+        raise ConvergenceError(
+            [0],
+            f"after {MAX_ITERATIONS} iterations the root-mean-square error of the charges may still be {bound:.1e} e, "
+            f"more than the tolerance of {self.tolerance:.1e} e",
+        )

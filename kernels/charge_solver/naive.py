@@ -17,13 +17,29 @@ from fastlr.kernels.ewald.naive import coulomb_matrix
 from fastlr.kernels.ewald.system import System
 from torch import Tensor
 
+from .constraints import Constraints
 
-class IndefiniteError(ValueError):
-    """H is not positive definite; ``structures`` lists where."""
 
-    def __init__(self, structures: list[int]):
-        super().__init__(f"the charge matrix is not positive definite in structures {structures}")
-        self.structures = structures
+class SolverError(ValueError):
+    """There are no charges for some ``structures`` (their numbers), for a ``reason``."""
+
+    reason = "the equations cannot be solved"
+
+    def __init__(self, structures: list[int], reason: str | None = None):
+        self.structures, self.reason = structures, reason or self.reason
+        super().__init__(f"{self.reason} in structures {structures}")
+
+
+class IndefiniteError(SolverError):
+    """H is not positive definite (or not finite)."""
+
+    reason = "the charge matrix is not positive definite"
+
+
+class ConvergenceError(SolverError):
+    """An iteration did not come to its end."""
+
+    reason = "the iteration for the charges did not converge"
 
 
 def solve_charges(matrix: Tensor, rhs: Tensor, total: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +68,34 @@ def solve_charges(matrix: Tensor, rhs: Tensor, total: Tensor, mask: Tensor) -> t
     return _Solve.apply(matrix, rhs, total, factor, response, ones)
 
 
+def solve_constrained(matrix: Tensor, rhs: Tensor, members: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve H q + C m = rhs, C' q = sums for every structure.
+
+    Args:
+        matrix: (B, n, n) H, with ones on the diagonal where there is no atom.
+        rhs: (B, n).
+        members: (B, n, F) C; a column without atoms is no constraint.
+        sums: (B, F).
+
+    Returns:
+        q (B, n) and m (B, F), zero for constraints that are none.
+    """
+    absent = torch.diag_embed((members.sum(dim=1) == 0.0).to(matrix.dtype))
+    bordered = torch.cat(
+        [torch.cat([matrix, members], dim=2), torch.cat([members.transpose(1, 2), absent], dim=2)], dim=1
+    )
+    solution = torch.linalg.solve(bordered, torch.cat([rhs, sums], dim=1))
+    return solution[:, : rhs.shape[1]], solution[:, rhs.shape[1] :]
+
+
 def equilibrate(
-    system: System, electronegativity: Tensor, hardness: Tensor, total: Tensor, constant: float
+    system: System,
+    electronegativity: Tensor,
+    hardness: Tensor,
+    total: Tensor,
+    constant: float,
+    constraints: Constraints | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Charges that minimise  sum_i (chi_i q_i + J_i q_i^2 / 2) + (k / 2) q' A q  with sum q = Q in each structure.
 
@@ -62,22 +104,55 @@ def equilibrate(
         electronegativity, hardness: (N,) chi in eV/e and J in eV/e^2.
         total: (B,) Q in e.
         constant: k, the Coulomb constant in eV Å.
+        constraints: charges of fragments or chemical potentials instead of the sums.
+        options: of faster ways to the same, without meaning here.
 
     Returns:
-        q (N,) e; the Coulomb energy (k / 2) q' A q (B,) eV; and the Lagrange multiplier (B,), minus the chemical
-        potential. All are differentiable.
+        q (N,) e; the Coulomb energy (k / 2) q' A q (B,) eV; and the Lagrange multiplier (B,), or (G,) of the fragments,
+        minus the chemical potential, zero where that is given. All are differentiable.
 
     Raises:
-        IndefiniteError: the energy of a structure has no minimum.
+        SolverError: the energy of a structure has no minimum.
     """
     matrix = constant * coulomb_matrix(system)
     mask = system.pad(torch.ones_like(hardness)) > 0.0
     # a constant that all elements share has no influence on charges of a given sum, and keeps slabs positive definite
     lift = constant * slab_constant(system)
     hessian = matrix + torch.diag_embed(system.pad(hardness)) + lift[:, None, None]
-    charges, multiplier = solve_charges(hessian, -system.pad(electronegativity), total, mask)
+    if constraints is None:
+        charges, multiplier = solve_charges(hessian, -system.pad(electronegativity), total, mask)
+        multiplier = multiplier + lift * total
+    else:
+        charges, multiplier = _equilibrate_constrained(
+            system, hessian, electronegativity, total, lift, mask, constraints
+        )
     energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
-    return system.unpad(charges), energy, multiplier + lift * total
+    return system.unpad(charges), energy, multiplier
+
+
+def _equilibrate_constrained(system: System, hessian, electronegativity, total, lift, mask, constraints: Constraints):
+    """Padded charges (B, n) and multipliers."""
+    inside = mask[:, :, None] & mask[:, None, :]
+    hessian = torch.where(inside, hessian, 0.0) + torch.diag_embed((~mask).to(hessian.dtype))
+    info = torch.linalg.cholesky_ex(hessian.detach())[1]
+    if (info != 0).any():
+        raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+    fragment, sums = system.batch, total
+    if constraints.fragment is not None:
+        fragment, sums = constraints.fragment, constraints.fragment_charge
+    count = len(sums)
+    members = system.pad(torch.nn.functional.one_hot(fragment, count).to(hessian.dtype))  # (B, n, F)
+    if constraints.potential is not None:
+        free = ~constraints.potential.isnan()
+        potential = torch.where(free, constraints.potential, 0.0)
+        electronegativity = electronegativity - potential.index_select(0, system.batch)
+        members = torch.where(free[:, None, None], 0.0, members)
+    belongs = members.sum(dim=1) > 0.0  # (B, F)
+    charges, multipliers = solve_constrained(
+        hessian, -system.pad(electronegativity), members, torch.where(belongs, sums, 0.0)
+    )
+    whole = torch.where(belongs, sums, 0.0).sum(dim=1)
+    return charges, torch.where(belongs, multipliers + (lift * whole)[:, None], 0.0).sum(dim=0)
 
 
 class _Solve(torch.autograd.Function):

@@ -11,20 +11,51 @@ from torch import Tensor
 from ..autograd import wanted
 from ..ewald.coulomb import coulomb_form, slab_constant
 from ..ewald.system import System
-from .solvers import choose
+from .constraints import Constraints
+from .solvers import TOLERANCE, Memory, choose
 
 
 def equilibrate(
-    system: System, electronegativity: Tensor, hardness: Tensor, total: Tensor, constant: float
+    system: System,
+    electronegativity: Tensor,
+    hardness: Tensor,
+    total: Tensor,
+    constant: float,
+    constraints: Constraints | None = None,
+    *,
+    method: str = "auto",
+    tolerance: float = TOLERANCE,
+    memory: Memory | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same results as ``naive.equilibrate``, but for a charged slab's multiplier, which contains ``slab_constant``."""
-    solver = choose(system, hardness.detach(), constant)
+    """Same results as ``naive.equilibrate``, but for a charged slab's multiplier, which contains ``slab_constant``.
+
+    Args:
+        method: one of ``solvers.METHODS``.
+        tolerance: bound on the root-mean-square error of charges that are found by iteration, e.
+        memory: of the steps before, where this is one of many of the same atoms.
+
+    Raises:
+        SolverError: the energy of a structure has no minimum, or the iteration does not find it.
+        ValueError: an unknown method, one that cannot serve so many atoms, or constraints that contradict each other.
+    """
+    solver = choose(system, hardness.detach(), constant, method, tolerance, memory)
+    sums = total
+    if constraints is not None:
+        solver = constraints.on(solver, system)
+        if constraints.potential is not None:
+            given = constraints.potential.nan_to_num(nan=0.0).index_select(0, system.batch)
+            electronegativity = electronegativity - given
+        if constraints.fragment is not None:
+            sums, structure = constraints.fragment_charge, solver.structure
+            total = torch.zeros_like(total).index_add(0, structure, sums)
     q, multiplier = _Solve.apply(
-        -electronegativity, total, hardness, system.positions, system.squared_widths, system.cell, system, solver,
+        -electronegativity, sums, hardness, system.positions, system.squared_widths, system.cell, system, solver,
         constant,
     )  # fmt: skip
     # (k / 2) q' A q without another sum over space: the equations say k A q = -chi - J q - mu
-    energy = -0.5 * (system.sum(q * (electronegativity + hardness * q)) + multiplier * total)
+    energy = -0.5 * system.sum(q * (electronegativity + hardness * q))
+    by_sum = -0.5 * multiplier * sums
+    energy = energy + (by_sum if sums is total else torch.zeros_like(total).index_add(0, structure, by_sum))
     if system.has_slabs:
         energy = energy - 0.5 * constant * slab_constant(system) * total**2
     return q, energy, multiplier

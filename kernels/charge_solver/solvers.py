@@ -5,32 +5,48 @@ of the matrix takes n^2 times the number of wave vectors, which grows with n, to
 conjugate gradients, which take a dozen products of O(n) to O(n log n) operations each.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..ewald.coulomb import coulomb_matrix
 from ..ewald.system import System
 from .batched_op import factorise, solve
-from .conjugate_gradient import ConjugateGradient
-from .naive import IndefiniteError
+from .conjugate_gradient import TOLERANCE, ConjugateGradient
+from .constraints import Solver
+from .memory import Memory
+from .naive import IndefiniteError, SolverError
 
-Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # rhs (N,), total (B,) -> charges (N,), multiplier (B,)
-
+METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
 LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
 
 
-def choose(system: System, hardness: Tensor, constant: float) -> Solver:
+def choose(
+    system: System,
+    hardness: Tensor,
+    constant: float,
+    method: str = "auto",
+    tolerance: float = TOLERANCE,
+    memory: Memory | None = None,
+) -> Solver:
     """A solver of K (q, mu) = (rhs, total) for every structure of the batch.
 
+    Args:
+        method: "batched" kernels, "dense" LAPACK, "iterative" conjugate gradients, or "auto" by size.
+        tolerance: bound on the root-mean-square error of the charges, e, for those found by iteration.
+        memory: where iterations start from, and what they leave.
+
     Raises:
-        IndefiniteError: the energy of a structure has no minimum; here, or when the solver is called.
+        SolverError: the energy of a structure has no minimum; here, or when the solver is called.
+        ValueError: an unknown method, or one that cannot serve so many atoms.
     """
-    if system.size > LARGEST_DENSE:
-        return OneByOne(system, hardness, constant)
-    return (Small if system.size <= LARGEST_SMALL else Dense)(system, hardness, constant)
+    if method not in METHODS:
+        raise ValueError(f"there is no method '{method}'; there are {', '.join(METHODS)}")
+    if method == "iterative" or (method == "auto" and system.size > LARGEST_DENSE):
+        return OneByOne(system, hardness, constant, method, tolerance, memory)
+    if method == "auto":
+        method = "batched" if system.size <= LARGEST_SMALL else "dense"
+    return (Small if method == "batched" else Dense)(system, hardness, constant)
 
 
 def hessian(system: System, hardness: Tensor, constant: float) -> Tensor:
@@ -77,30 +93,52 @@ class Dense:
 
 
 class OneByOne:
-    """Each structure by itself: conjugate gradients for large ones."""
+    """Each structure by itself: conjugate gradients for large ones, or for all."""
 
     @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float):
+    def __init__(
+        self,
+        system: System,
+        hardness: Tensor,
+        constant: float,
+        method: str = "auto",
+        tolerance: float = TOLERANCE,
+        memory: Memory | None = None,
+    ):
         self.ptr, self.solvers = system.node_ptr.tolist(), []
+        self.memory, self.calls = memory, 0
         for b in range(system.num_structures):
-            own, kind = slice(self.ptr[b], self.ptr[b + 1]), ConjugateGradient
-            if self.ptr[b + 1] - self.ptr[b] <= LARGEST_DENSE:
-                kind = Small if self.ptr[b + 1] - self.ptr[b] <= LARGEST_SMALL else Dense
-            self.solvers.append(self._named(b, kind, system.select(b), hardness[own], constant))
+            own, size = slice(self.ptr[b], self.ptr[b + 1]), self.ptr[b + 1] - self.ptr[b]
+            if size > LARGEST_DENSE or (method == "iterative" and size):
+                solver = self._named(b, ConjugateGradient, system.select(b), hardness[own], constant, tolerance)
+            else:
+                kind = Small if size <= LARGEST_SMALL else Dense
+                solver = self._named(b, kind, system.select(b), hardness[own], constant)
+            self.solvers.append(solver)
 
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         charges, multipliers = [], []
         for b, solver in enumerate(self.solvers):
             own = slice(self.ptr[b], self.ptr[b + 1])
-            q, multiplier = self._named(b, solver, rhs[own], total[b : b + 1])
+            q, multiplier = self._solved(b, solver, rhs[own], total[b : b + 1])
             charges.append(q)
             multipliers.append(multiplier)
+        self.calls += 1
         return torch.cat(charges), torch.cat(multipliers)
 
+    def _solved(self, b: int, solver: Solver, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        if self.memory is None or not isinstance(solver, ConjugateGradient):
+            return self._named(b, solver, rhs, total)
+        key = b, self.calls
+        solution = self._named(b, solver, rhs, total, self.memory.guess(key, rhs))
+        self.memory.keep(key, solution[0], solver.reports[-1])
+        return solution
+
     @staticmethod
-    def _named(b: int, function: Callable, *arguments):
+    def _named(b: int, function, *arguments):
+        """Errors of one structure name it by its place in the batch."""
         try:
             return function(*arguments)
-        except IndefiniteError:
-            raise IndefiniteError([b]) from None
+        except SolverError as error:
+            raise type(error)([b], error.reason) from None
