@@ -49,7 +49,7 @@ def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:
     if not len(tables.periodic):
         return total
     lattice = system.lattice()
-    far = _zero_wave(u, q, system, lattice)
+    far = reciprocal.zero_wave(u, q, system, lattice)
     if tables.lines.shape[1]:
         far = far + reciprocal.form(u, q, system, lattice)
     if system.has_meshes:
@@ -69,23 +69,6 @@ def _mesh_forms(u: Tensor, q: Tensor, system: System) -> Tensor:
         left = charges if u is q else u[own]
         forms.append(mesh_form(left, charges, system.positions[own], system.cell[b], eta, *mesh))
     return torch.stack(forms)
-
-
-def _zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
-    """(Bp,) the term of k = 0 in cells, where the average potential of each Gaussian is zero."""
-
-    def moments(charges: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the charges, and of charges times squared widths."""
-        return system.periodic(system.sum(charges)), system.periodic(system.sum(charges * system.squared_widths))
-
-    sum_q, spread_q = moments(q)
-    sum_u, spread_u = (sum_q, spread_q) if u is q else moments(u)
-    volume = torch.linalg.det(lattice).abs()
-    squared_eta = system.periodic(system.tables.inverse_eta) ** -2
-    term = squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
-    if system.has_slabs:
-        term = torch.where(system.tables.height > 0.0, 0.0, term)
-    return -2.0 * math.pi / volume * term
 
 
 @torch.no_grad()

@@ -76,6 +76,23 @@ def form(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
     return (w * left * right).sum(dim=(1, 2, 3))
 
 
+def zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
+    """(Bp,) the term of k = 0 in cells, where the average potential of each Gaussian is zero."""
+
+    def moments(charges: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the charges, and of charges times squared widths."""
+        return system.periodic(system.sum(charges)), system.periodic(system.sum(charges * system.squared_widths))
+
+    sum_q, spread_q = moments(q)
+    sum_u, spread_u = (sum_q, spread_q) if u is q else moments(u)
+    volume = torch.linalg.det(lattice).abs()
+    squared_eta = system.periodic(system.tables.inverse_eta) ** -2
+    term = squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
+    if system.has_slabs:
+        term = torch.where(system.tables.height > 0.0, 0.0, term)
+    return -2.0 * math.pi / volume * term
+
+
 def matrix(system: System, lattice: Tensor) -> Tensor:
     """(Bp, n, n), n the size of the largest structure; the reciprocal sum without the term of k = 0."""
     line, third = factors(system, lattice)

@@ -1,0 +1,247 @@
+"""The Coulomb form u' A q with its derivatives by positions and strain, without autograd: for dynamics.
+
+What depends on the cell alone is made once. The sums are those of ``coulomb.coulomb_form``; see there and
+``reciprocal.py`` for the equations. Under a strain e, r -> r (1 + e), phases k r stay as they are, and the weight of a
+wave vector in a cell, w(k) ~ exp(-eta^2 k^2 / 2) / (V k^2), changes by
+
+    dw / de_ab = w [(eta^2 + 2 / k^2) k_a k_b - delta_ab].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ewald_mesh.convolution import filtered
+from ..ewald_mesh.influence import influence, waves
+from ..ewald_mesh.op import bins_of, gather, spread
+from ..ewald_mesh.potential import coordinates
+from . import reciprocal
+from .coulomb import slab_constant
+from .op import coulomb_pairs, coulomb_pairs_gradient
+from .system import System
+
+CHUNK = 2**16  # numbers of a block of phases, which should stay in the cache
+
+
+class CoulombForces:
+    """(positions, q, u) -> u' A q of each structure, and its derivatives.
+
+    Args:
+        system: the structures; their positions may move as long as its tables hold.
+    """
+
+    @torch.no_grad()
+    def __init__(self, system: System):
+        self.system, self.diagonal, self.lattice = system, system.self_terms(), system.lattice()
+        self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
+        self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] else None
+
+    @torch.no_grad()
+    def __call__(
+        self, positions: Tensor, q: Tensor, u: Tensor | None = None, virial: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Evaluate.
+
+        Args:
+            positions: (N, 3) Å.
+            q, u: (N,) e; u is q where it is not given.
+            virial: whether to compute the derivative by the strain; slabs have none.
+
+        Returns:
+            u' A q (B,) e^2/Å without a slab's constant, its derivative by positions (N, 3) e^2/Å^2, and by the strain
+            (B, 3, 3) e^2/Å or None.
+
+        Raises:
+            ValueError: the virial of a slab.
+        """
+        system, u = self.system, q if u is None else u
+        if virial and system.has_slabs:
+            raise ValueError("CoulombForces has no virial of slabs; differentiate coulomb_form")
+        pairs = list(system.tables.pairs(system.batch))
+        near = positions, system.squared_widths, system.cell, system.beta, pairs
+        form = system.sum(u * (coulomb_pairs(q, *near) + self.diagonal * q))
+        gradient, _, by_cell = coulomb_pairs_gradient(u, q, *near)
+        strain = None
+        if virial:
+            outer = positions[:, :, None] * gradient[:, None, :]
+            strain = torch.zeros_like(system.cell).index_add_(0, system.batch, outer)
+            strain += system.cell.transpose(1, 2) @ by_cell
+        if len(system.tables.periodic):
+            zero = reciprocal.zero_wave(u, q, system, self.lattice)
+            self._add(zero, None if strain is None else -zero[:, None, None] * torch.eye(3).to(zero), form, strain)
+        if system.has_slabs:
+            form -= slab_constant(system) * system.sum(q) * system.sum(u)
+        if self.waves is not None:
+            self._add(*self.waves(positions, q, u, gradient, virial), form, strain)
+        for mesh in self.meshes:
+            mesh(positions, q, u, form, gradient, strain)
+        return form, gradient, strain
+
+    def _add(self, far: Tensor, far_strain: Tensor | None, form: Tensor, strain: Tensor | None) -> None:
+        form.index_add_(0, self.system.tables.periodic, far)
+        if strain is not None:
+            strain.index_add_(0, self.system.tables.periodic, far_strain)
+
+
+@torch.no_grad()
+def energy_and_forces(system: System, charges: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+    """Energy (k / 2) q' A q (B,) in eV and forces (N, 3) in eV/Å of given charges (N,) in e."""
+    form, gradient, _ = CoulombForces(system)(system.positions, charges)
+    return 0.5 * constant * form, -0.5 * constant * gradient
+
+
+class _Waves:
+    """The sum over wave vectors, in blocks of atoms."""
+
+    def __init__(self, system: System, lattice: Tensor):
+        self.system, self.lattice = system, lattice
+        self.inverse = 2.0 * math.pi * torch.linalg.inv(lattice)
+        self.weights = reciprocal.weights(system, lattice)  # (Bp, L, 2, M)
+        lines = system.tables.lines
+        self.lines = lines.to(lattice.dtype)
+        self.indices = [lines[:, :, axis].abs() for axis in range(2)]
+        self.sign = torch.where(lines[:, :, 1] < 0, -1.0, 1.0).to(lattice.dtype)[:, :, None]
+        self.counts = [int(index.max()) + 1 for index in self.indices] + [self.weights.shape[3]]
+
+    def __call__(self, positions: Tensor, q: Tensor, u: Tensor, gradient: Tensor, virial: bool):
+        """Forms (Bp,) and their strain derivatives; adds to ``gradient``."""
+        system = self.system
+        phases = (system.pad_periodic(positions) @ self.inverse).transpose(1, 2)  # (Bp, 3, n)
+        charges = [system.pad_periodic(q)] if u is q else [system.pad_periodic(q), system.pad_periodic(u)]
+        size = max(16, CHUNK // max(1, self.lines.shape[1] * len(phases)))
+        blocks = phases.split(size, dim=2)
+        factors = [0.0] * len(charges)
+        for start, block in zip(range(0, phases.shape[2], size), blocks, strict=True):
+            line, third = self._line(block), self._third(block)[0]
+            for number, charge in enumerate(charges):
+                some = charge[:, None, start : start + size]
+                factors[number] = factors[number] + (line * some) @ third.transpose(1, 2)
+        amplitudes = [_Amplitudes(factor) for factor in factors]
+        products = self.weights * amplitudes[0].product(amplitudes[-1])
+        sides = [a.coefficients(self.weights) for a in amplitudes]
+        # what charge stands before the potential of which: 2 q_i phi_q, or u_i phi_q + q_i phi_u
+        before = [2.0 * charges[0]] if u is q else [charges[1], charges[0]]
+        slopes = torch.zeros_like(phases)
+        for start, block in zip(range(0, phases.shape[2], size), blocks, strict=True):
+            some = slice(start, start + block.shape[2])
+            line, (third, bent) = self._line(block), self._third(block)
+            for side, charge in zip(sides, before, strict=True):
+                slopes[:, :, some] += charge[:, None, some] * self._slopes(line, third, bent, side)
+        by_place = (self.inverse @ slopes).transpose(1, 2)  # (Bp, n, 3)
+        self._scatter(by_place, gradient)
+        return products.sum(dim=(1, 2, 3)), self._strain(products) if virial else None
+
+    def _scatter(self, padded: Tensor, gradient: Tensor) -> None:
+        """Add (Bp, n, 3) to the atoms' rows."""
+        system = self.system
+        if len(padded) < system.num_structures:
+            full = padded.new_zeros(system.num_structures, *padded.shape[1:])
+            padded = full.index_copy(0, system.tables.periodic, padded)
+        gradient += padded.reshape(-1, 3).index_select(0, system.places)
+
+    def _table(self, phase: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (Bp, count, n) of the multiples of a phase (Bp, n)."""
+        multiples = torch.arange(count, dtype=phase.dtype, device=phase.device)[:, None] * phase[:, None, :]
+        return multiples.cos(), multiples.sin()
+
+    def _line(self, phases: Tensor) -> Tensor:
+        """(Bp, 2 L, n): cosines, then sines, of the lines' phases."""
+        (c1, s1), (c2, s2) = (
+            [part.gather(1, index[:, :, None].expand(-1, -1, part.shape[2])) for part in self._table(phase, count)]
+            for phase, count, index in zip(phases.unbind(1)[:2], self.counts[:2], self.indices, strict=True)
+        )
+        s2 *= self.sign
+        cosine = (c1 * c2).addcmul_(s1, s2, value=-1.0)
+        return torch.cat([cosine, s1.mul_(c2).addcmul_(c1, s2)], dim=1)
+
+    def _third(self, phases: Tensor) -> tuple[Tensor, Tensor]:
+        """(Bp, 2 M, n) of the third index, and its derivative by the phase."""
+        cosine, sine = self._table(phases[:, 2], self.counts[2])
+        m = torch.arange(self.counts[2], dtype=phases.dtype, device=phases.device)[:, None]
+        return torch.cat([cosine, sine], dim=1), torch.cat([sine * -m, cosine * m], dim=1)
+
+    def _slopes(self, line: Tensor, third: Tensor, bent: Tensor, side: Tensor) -> Tensor:
+        """(Bp, 3, n) derivatives of the potential by the three phases."""
+        num_lines = line.shape[1] // 2
+        cosine, sine = line[:, :num_lines], line[:, num_lines:]
+        upper, lower = (side @ third).split(num_lines, dim=1)
+        turned = (cosine * lower).addcmul_(sine, upper, value=-1.0)
+        along = (line * (side @ bent)).sum(dim=1, keepdim=True)
+        return torch.cat([self.lines.transpose(1, 2) @ turned, along], dim=1)
+
+    def _strain(self, products: Tensor) -> Tensor:
+        """(Bp, 3, 3)"""
+        third = torch.arange(products.shape[3], dtype=products.dtype, device=products.device)
+        signed = torch.stack([third, -third])  # (2, M)
+        whole = self.lines[:, :, None, None, :].expand(*products.shape, 2)
+        index = torch.cat([whole, signed[None, None, :, :, None].expand(*products.shape, 1)], dim=-1)
+        k = index.flatten(1, 3) @ self.inverse.transpose(1, 2)  # (Bp, K, 3)
+        eta = 1.0 / self.system.periodic(self.system.tables.inverse_eta)
+        return _strain(products.flatten(1), k, eta[:, None])
+
+
+class _Amplitudes:
+    """Structure factors, as sums of products of cosines and sines of the line and of the third index."""
+
+    def __init__(self, factor: Tensor):
+        """From (Bp, 2 L, 2 M)."""
+        (self.cc, self.cs), (self.sc, self.ss) = (half.chunk(2, dim=2) for half in factor.chunk(2, dim=1))
+
+    def product(self, other: "_Amplitudes") -> Tensor:
+        """(Bp, L, 2, M) Re[conj(S) S'] of +m and -m."""
+        plus = (self.cc - self.ss) * (other.cc - other.ss) + (self.sc + self.cs) * (other.sc + other.cs)
+        minus = (self.cc + self.ss) * (other.cc + other.ss) + (self.sc - self.cs) * (other.sc - other.cs)
+        return torch.stack([plus, minus], dim=2)
+
+    def coefficients(self, weights: Tensor) -> Tensor:
+        """(Bp, 2 L, 2 M) C such that the potential is the sum over the lines of [cos, sin] C [cos_3, sin_3]."""
+        both, apart = weights[:, :, 0] + weights[:, :, 1], weights[:, :, 0] - weights[:, :, 1]
+        upper = torch.cat([both * self.cc - apart * self.ss, both * self.cs + apart * self.sc], dim=2)
+        lower = torch.cat([both * self.sc + apart * self.cs, both * self.ss - apart * self.cc], dim=2)
+        return torch.cat([upper, lower], dim=1)
+
+
+class _Mesh:
+    """The particle mesh of one structure."""
+
+    def __init__(self, system: System, b: int, eta: float, dims: tuple[int, int, int], p: int):
+        self.b, self.eta, self.dims, self.p = b, eta, dims, p
+        self.own = slice(int(system.node_ptr[b]), int(system.node_ptr[b + 1]))
+        self.cell = system.cell[b]
+        self.influence = influence(self.cell, eta, dims, p)
+        self.scale = torch.linalg.inv(self.cell) * self.cell.new_tensor(dims)  # from positions to mesh coordinates
+
+    def __call__(self, positions, q, u, form, gradient, strain) -> None:
+        """Adds to form (B,), gradient (N, 3) and strain (B, 3, 3) or None."""
+        x = coordinates(positions[self.own], self.cell, self.dims)
+        bins = bins_of(x, self.dims, self.p)
+        charges = [q[self.own]] if u is q else [q[self.own], u[self.own]]
+        transforms = [torch.fft.rfftn(spread(charge[:, None], x, self.dims, 0, self.p, bins)) for charge in charges]
+        if strain is not None:
+            strain[self.b] += self._strain(transforms[0], transforms[-1])
+        jets = [gather(filtered(transform, self.influence, self.dims), x, 1, self.p, bins) for transform in transforms]
+        before = [2.0 * charges[0]] if u is q else [charges[1], charges[0]]
+        form[self.b] += charges[-1] @ jets[0][:, 0]
+        slopes = sum(charge[:, None] * jet[:, 1:] for charge, jet in zip(before, jets, strict=True))
+        gradient[self.own] += slopes @ self.scale.T
+
+    def _strain(self, first: Tensor, second: Tensor) -> Tensor:
+        n3, number = self.dims[2], math.prod(self.dims)
+        products = (torch.view_as_real(first) * torch.view_as_real(second)).sum(dim=-1) * self.influence
+        twice = products.new_full((n3 // 2 + 1,), 2.0)  # for k and -k
+        twice[0] = 1.0
+        if n3 % 2 == 0:
+            twice[-1] = 1.0
+        products *= twice / number
+        indices = torch.cartesian_prod(*(index.to(products.dtype) for index in waves(self.dims, products.device)))
+        k = indices @ (2.0 * math.pi * torch.linalg.inv(self.cell)).T
+        return _strain(products.flatten()[None], k[None], products.new_tensor([[self.eta]]))[0]
+
+
+def _strain(products: Tensor, k: Tensor, eta: Tensor) -> Tensor:
+    """(B, 3, 3) from w(k) Re[conj(S_u) S_q] (B, K), wave vectors (B, K, 3) and eta (B, 1); k = 0 does not count."""
+    square = (k**2).sum(dim=2)
+    slope = torch.where(square > 0.0, products * (eta**2 + 2.0 / torch.where(square > 0.0, square, 1.0)), 0.0)
+    total = torch.where(square > 0.0, products, 0.0).sum(dim=1)
+    return (k * slope[:, :, None]).transpose(1, 2) @ k - total[:, None, None] * torch.eye(3).to(k)
