@@ -3,7 +3,8 @@
 Two kernels serve the convolution and all its derivatives (see ``op.py``). The lanes of a warp are channels. ``gather``
 runs one program for each node and block of channels, which walks the node's edges with all outputs in registers, so
 nothing is scattered and no atomics are needed; ``edge_gradients`` runs one program for each node (or each edge) and
-sums over the channels at the end. Neither the number of nodes nor that of edges is compiled in.
+sums over the channels at the end. Large programs are split into several kernels. Neither the number of nodes nor that
+of edges is compiled in.
 """
 
 from collections import defaultdict
@@ -20,8 +21,12 @@ from ..tuning import fastest
 from .program import Contraction, Program, numbered
 
 LANES = 32
-# Registers of 32 bits that outputs and operands of one kernel may take; what else a kernel needs is about 40.
-MAX_REGISTERS = 170
+# Registers of 32 bits that outputs and operands of one kernel may take, beside those for what comes and goes.
+MAX_REGISTERS = 120
+# Products that one kernel may be made of: the compiler keeps more of their operands than there are registers, and takes
+# time that grows faster than their number.
+MAX_PRODUCTS = 480
+MAX_EDGE_PRODUCTS = 720
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,12 @@ def edge_gradients(program: Program, edges: Adjacency, g: Tensor, terms: list) -
         return dw, dy.zero_()
 
     def run(how):
-        kernel = edge_gradients_kernel(program, numbers, g.dtype, how.per_edge)
         grid = (y.shape[0] if how.per_edge else g.shape[0],)
         inputs = [edges.destination, edges.source] if how.per_edge else edges.rows
-        kernel[grid](dw, dy, *inputs, g, *operands, BLOCK=how.block, num_warps=how.num_warps, enable_fp_fusion=True)
+        for kernel in edge_gradients_kernels(program, numbers, g.dtype, how.per_edge):
+            kernel[grid](dw, dy, *inputs, g, *operands, BLOCK=how.block, num_warps=how.num_warps, enable_fp_fusion=True)
 
-    signature = edge_gradients_kernel(program, numbers, g.dtype, True)
+    signature = edge_gradients_kernels(program, numbers, g.dtype, True)[0]
     choices = [Launch(LANES, 1, True), Launch(LANES, 1, False), Launch(2 * LANES, 1, True)]
     run(fastest(signature, choices, run, g.device))
     return dw, dy
@@ -99,16 +104,23 @@ def groups(program: Program, terms: tuple, transposed: bool, dtype: torch.dtype)
     size = torch.finfo(dtype).bits // 32
     num_v = 1 + max(v for _, _, v in terms)
     fixed = size * program.irreps_edge.dim * (1 + max(y for _, y, _ in terms))
-    result, registers = [], 0
+    result, registers, products = [], 0, 0
     for (mul, target), paths in sorted(bundles.items(), key=lambda item: item[0][0]):
         rows = target.dim + num_v * max(path.source.dim for path in paths) / 4  # operands come and go
+        more = num_products(paths, terms)
         joins = bool(result) and result[-1][0].mul == mul
-        if not joins or registers + size * rows > MAX_REGISTERS:
+        if not joins or registers + size * rows > MAX_REGISTERS or products + more > MAX_PRODUCTS:
             result.append([])
-            registers = fixed
+            registers, products = fixed, 0
         result[-1] += paths
         registers += size * rows
+        products += more
     return result
+
+
+def num_products(paths: list[Contraction], terms: tuple) -> int:
+    """How much code these paths are."""
+    return len(terms) * sum(len(combination) for path in paths for combination in path.matrix.values())
 
 
 def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, transposed: bool, dtype: torch.dtype):
@@ -163,18 +175,39 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
 
 
 @cache
-def edge_gradients_kernel(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool):
+def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool) -> list:
     """For each edge e of node n, with S_j[u] = sum_ik c_ijk v[node(e), i, u] g[n, k, u] and over the terms (w, Y, v):
 
     dw[e, u] = sum of sum_j Y[e, j] S_j[u]   and   dY[e, j] = sum of sum_u w[e, u] S_j[u].
+
+    Each kernel does the paths from some rows of v; the first sets dY and the others add to it.
     """
+    blocks = defaultdict(list)
+    for path in program.contractions():
+        blocks[path.source, path.mul].append(path)
+    parts, products = [{}], 0
+    for block, paths in blocks.items():
+        more = num_products(paths, terms)
+        if parts[-1] and products + more > MAX_EDGE_PRODUCTS:
+            parts.append({})
+            products = 0
+        parts[-1][block] = paths
+        products += more
+    return [
+        _edge_gradients_kernel(program, part, terms, dtype, per_edge, number > 0) for number, part in enumerate(parts)
+    ]
+
+
+def _edge_gradients_kernel(
+    program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, per_edge: bool, adds: bool
+):
     w_names, y_names, v_names = names(terms)
     indices = ["destination", "node"] if per_edge else ["ptr", "edge", "node"]
     body = Source("edge_gradients", ["dw", "dy", *indices, "g", *w_names, *y_names, *v_names, "BLOCK: tl.constexpr"])
     if per_edge:
         body("e = tl.program_id(0).to(tl.int64)")
         body("n = tl.load(destination + e).to(tl.int64)")
-        _edge(body, program, terms, dtype)
+        _edge(body, program, blocks, terms, dtype, adds)
     else:
         body("n = tl.program_id(0).to(tl.int64)")
         body("first = tl.load(ptr + n)")
@@ -182,11 +215,11 @@ def edge_gradients_kernel(program: Program, terms: tuple, dtype: torch.dtype, pe
         body("for index in range(first, last):")
         with body.indented():
             body("e = tl.load(edge + index).to(tl.int64)")
-            _edge(body, program, terms, dtype)
+            _edge(body, program, blocks, terms, dtype, adds)
     return body.kernel()
 
 
-def _edge(body: Source, program: Program, terms: tuple, dtype: torch.dtype) -> None:
+def _edge(body: Source, program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, adds: bool) -> None:
     w_names, y_names, v_names = names(terms)
     y_dim = program.irreps_edge.dim
     body("source = tl.load(node + e).to(tl.int64)")
@@ -194,9 +227,6 @@ def _edge(body: Source, program: Program, terms: tuple, dtype: torch.dtype) -> N
         for name in y_names:
             body(f"{name}_{j} = tl.load({name} + e * {y_dim} + {j})")
         body(f"sum_{j} = tl.zeros([BLOCK], {FLOAT[dtype]})")
-    blocks = defaultdict(list)
-    for path in program.contractions():
-        blocks[path.source, path.mul].append(path)
     for (block, mul), paths in blocks.items():
         body(f"for start in range(0, {mul}, BLOCK):")
         with body.indented():
@@ -230,7 +260,8 @@ def _edge(body: Source, program: Program, terms: tuple, dtype: torch.dtype) -> N
                                 total.append(f"{y_names[y]}_{j} * s{number}_{j}")
                 body(f"tl.store(dw + e * {program.weight_numel} + {path.weight} + u, {' + '.join(total)}, mask=inside)")
     for j in range(y_dim):
-        body(f"tl.store(dy + e * {y_dim} + {j}, tl.sum(sum_{j}, axis=0))")
+        before = f" + tl.load(dy + e * {y_dim} + {j})" if adds else ""
+        body(f"tl.store(dy + e * {y_dim} + {j}, tl.sum(sum_{j}, axis=0){before})")
 
 
 def names(terms: tuple) -> tuple[list[str], ...]:
