@@ -43,6 +43,13 @@ def gradient(u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
     return _run("gradient", [u, q, x, a], [cell, beta], pairs)
 
 
+def pull(u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
+    """See ``op.pair_pull``; the last result is (N, 9)."""
+    if a is None:
+        return _run("point_pull", [u, q, x], [cell, beta], pairs)
+    return _run("pull", [u, q, x, a], [cell, beta], pairs)
+
+
 def change(dx, da, dcell, u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
     """See ``op.coulomb_pairs_change``; the last result is (N, 9)."""
     return _run("change", [dx, da, u, q, x, a], [dcell, cell, beta], pairs)

@@ -18,7 +18,7 @@ from ..ewald_mesh.op import bins_of, gather, spread
 from ..ewald_mesh.potential import coordinates
 from . import reciprocal
 from .coulomb import slab_constant
-from .op import coulomb_pairs, coulomb_pairs_gradient
+from .op import pair_pull
 from .system import System
 
 CHUNK = 2**16  # numbers of a block of phases, which should stay in the cache
@@ -34,6 +34,7 @@ class CoulombForces:
     @torch.no_grad()
     def __init__(self, system: System):
         self.system, self.diagonal, self.lattice = system, system.self_terms(), system.lattice()
+        self.widths = system.squared_widths if bool(system.squared_widths.any()) else None
         self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
         self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] else None
 
@@ -58,10 +59,9 @@ class CoulombForces:
         system, u = self.system, q if u is None else u
         if virial and system.has_slabs:
             raise ValueError("CoulombForces has no virial of slabs; differentiate coulomb_form")
-        pairs = list(system.tables.pairs(system.batch))
-        near = positions, system.squared_widths, system.cell, system.beta, pairs
-        form = system.sum(u * (coulomb_pairs(q, *near) + self.diagonal * q))
-        gradient, _, by_cell = coulomb_pairs_gradient(u, q, *near)
+        pairs = system.tables.pairs(system.batch)
+        phi, gradient, by_cell = pair_pull(u, q, positions, self.widths, system.cell, system.beta, pairs)
+        form = system.sum(u * (phi + self.diagonal * q))
         strain = None
         if virial:
             outer = positions[:, :, None] * gradient[:, None, :]

@@ -68,6 +68,15 @@ def pair(rho, gamma, beta, ops, order: int) -> list:
     return [f, f_rho, f_gamma, f_rho_rho, f_rho_gamma, f_gamma_gamma]
 
 
+def point_pair(rho, beta, ops) -> list:
+    """[f, f_rho] of two point charges: erfc(beta r) / r."""
+    inverse_r = ops.rsqrt(rho)
+    gaussian = ops.exp(beta * beta * rho * -1.0)
+    f = erfc(beta * (rho * inverse_r), gaussian, ops) * inverse_r
+    e_beta = beta * gaussian * (2.0 / math.sqrt(math.pi))
+    return [f, (e_beta + f) * (inverse_r * inverse_r * -0.5)]
+
+
 def dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
@@ -96,6 +105,22 @@ def gradient(entry, beta, ops) -> list:
     s = entry.u_i * entry.q_j + entry.u_j * entry.q_i
     pull = [s * f_rho * component for component in d]  # half of s df/dd; the other half stands in row j
     return [*(p * -2.0 for p in pull), s * f_gamma, *(n * p for n in entry.n for p in pull)]
+
+
+def pull(entry, beta, ops) -> list:
+    """[phi_i] and, as ``gradient``, the derivatives of u' A q by the position of i (3) and the lattice vectors (9)."""
+    return _pull(entry, *pair(dot(entry.d, entry.d), entry.a_i + entry.a_j, beta, ops, 1)[:2])
+
+
+def point_pull(entry, beta, ops) -> list:
+    """The same for point charges."""
+    return _pull(entry, *point_pair(dot(entry.d, entry.d), beta, ops))
+
+
+def _pull(entry, f, f_rho) -> list:
+    s = (entry.u_i * entry.q_j + entry.u_j * entry.q_i) * f_rho
+    pull = [s * component for component in entry.d]
+    return [f * entry.q_j, *(p * -2.0 for p in pull), *(n * p for n in entry.n for p in pull)]
 
 
 def change(entry, beta, ops) -> list:
@@ -137,7 +162,9 @@ class Entry:
         h = shared["cell"]
         x_i, x_j = own["x"], theirs["x"]
         d = [x_j[axis] - x_i[axis] + dot(n, [h[3 * row + axis] for row in range(3)]) for axis in range(3)]
-        entry = Entry(d=d, n=n, a_i=own["a"][0], a_j=theirs["a"][0])
+        entry = Entry(d=d, n=n)
+        if "a" in own:
+            entry.a_i, entry.a_j = own["a"][0], theirs["a"][0]
         for name, charge in charges.items():
             setattr(entry, f"{name}_i", own[name][0])
             setattr(entry, f"{name}_j", charge)

@@ -150,6 +150,19 @@ def pair_values(x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: PairLis
     return _kernels(x).values(x, a, cell, beta.contiguous(), pairs)
 
 
+def pair_pull(
+    u: Tensor, q: Tensor, x: Tensor, a: Tensor | None, cell: Tensor, beta: Tensor, pairs: PairList
+) -> tuple[Tensor, Tensor, Tensor]:
+    """phi (N,) of the charges q, and the derivatives of u' A q by x (N, 3) and cell (B, 3, 3); without derivatives.
+
+    Point charges have no a.
+    """
+    given = {"charges_u": u, "charges_q": q, "positions": x, "cell": cell} | ({} if a is None else {"widths": a})
+    u, q, x, cell, *_ = _prepared(list(pairs), beta, **given)
+    phi, dx, rows = _kernels(x).pull(u, q, x, a if a is None else a.contiguous(), cell, beta.contiguous(), pairs)
+    return phi, dx, _by_structure(rows, cell, pairs)
+
+
 def pair_product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
     """sum_j f q_j (N,) from the values f (P,) of ``pair_values`` and charges q (N,), without a derivative."""
     return _kernels(q).product(values, q.contiguous(), pairs)

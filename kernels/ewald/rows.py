@@ -23,6 +23,8 @@ class Kind(NamedTuple):
 KINDS = {
     "values": Kind({"x": 3, "a": 1}, {"cell": 9, "beta": 1}, []),
     "potential": Kind({"q": 1, "x": 3, "a": 1}, {"cell": 9, "beta": 1}, [1]),
+    "pull": Kind({"u": 1, "q": 1, "x": 3, "a": 1}, {"cell": 9, "beta": 1}, [1, 3, 9]),
+    "point_pull": Kind({"u": 1, "q": 1, "x": 3}, {"cell": 9, "beta": 1}, [1, 3, 9]),
     "gradient": Kind({"u": 1, "q": 1, "x": 3, "a": 1}, {"cell": 9, "beta": 1}, [3, 1, 9]),
     "change": Kind(
         {"dx": 3, "da": 1, "u": 1, "q": 1, "x": 3, "a": 1}, {"dh": 9, "cell": 9, "beta": 1}, [1, 1, 3, 1, 9]

@@ -14,6 +14,12 @@ from .rows import KINDS
 BLOCK = 64
 
 
+def warps(name: str, lanes: int | None = None) -> int:
+    """Of a program: one entry a lane, but two for "values", since ptxas fits one into few registers and spills."""
+    lanes = lanes or (64 if torch.version.hip else 32)
+    return 1 if name == "values" else BLOCK // lanes
+
+
 def values(x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: PairList) -> Tensor:
     """See ``op.pair_values``."""
     out = x.new_empty(pairs.neighbour.shape[0])
@@ -24,7 +30,9 @@ def product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
     """See ``op.pair_product``."""
     out = torch.empty_like(q)
     if pairs.num_nodes:
-        product_kernel()[(pairs.num_nodes,)](out, values, q, pairs.ptr, pairs.neighbour, BLOCK=BLOCK, num_warps=2)
+        product_kernel()[(pairs.num_nodes,)](
+            out, values, q, pairs.ptr, pairs.neighbour, BLOCK=BLOCK, num_warps=warps("product")
+        )
     return out
 
 
@@ -38,6 +46,13 @@ def gradient(u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
     return _run("gradient", [u, q, x, a], [cell, beta], pairs)
 
 
+def pull(u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
+    """See ``op.pair_pull``; the last result is (N, 9)."""
+    if a is None:
+        return _run("point_pull", [u, q, x], [cell, beta], pairs)
+    return _run("pull", [u, q, x, a], [cell, beta], pairs)
+
+
 def change(dx, da, dcell, u, q, x, a, cell, beta, pairs: PairList) -> list[Tensor]:
     """See ``op.coulomb_pairs_change``; the last result is (N, 9)."""
     return _run("change", [dx, da, u, q, x, a], [dcell, cell, beta], pairs)
@@ -48,7 +63,7 @@ def _run(name: str, atoms: list[Tensor], structures: list[Tensor], pairs: PairLi
         out = [atoms[0].new_empty(shape) for shape in KINDS[name].shapes(pairs.num_nodes)]
     if pairs.num_nodes:
         pair_kernel(name)[(pairs.num_nodes,)](
-            *out, *pairs, *atoms, *structures, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=True
+            *out, *pairs, *atoms, *structures, BLOCK=BLOCK, num_warps=warps(name), enable_fp_fusion=True
         )
     return out
 

@@ -47,13 +47,18 @@ def with_mesh(rng, structures) -> System:
     )
 
 
+def points(system: System) -> System:
+    return system._replace(squared_widths=torch.zeros_like(system.squared_widths))
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["energy", "form"])
-@pytest.mark.parametrize("kind", ["mixed", "cells", "mesh", "one mesh"])
+@pytest.mark.parametrize("kind", ["mixed", "points", "cells", "mesh", "one mesh"])
 @pytest.mark.parametrize("chunk", [2**16, 1], ids=["whole", "in blocks"])
 def test_form_and_derivatives(kind, same, chunk, rng, monkeypatch):
     monkeypatch.setattr(forces_module, "CHUNK", chunk)
     system = {
         "mixed": lambda: random_system(rng, MIXED),
+        "points": lambda: points(random_system(rng, [(3, CELL), (21, CELL), (4, MOLECULE)])),
         "cells": lambda: random_system(rng, [(3, CELL), (21, CELL), (4, MOLECULE)]),
         "mesh": lambda: with_mesh(rng, [(3, True), (2, False), (2, True)]),
         "one mesh": lambda: with_mesh(rng, [(3, True)]),
@@ -69,6 +74,18 @@ def test_form_and_derivatives(kind, same, chunk, rng, monkeypatch):
         energy, forces = energy_and_forces(system, q, 14.4)
         assert relative_error(energy, 7.2 * expected[0]) < 1e-12
         assert relative_error(forces, -7.2 * expected[1]) < 1e-12
+
+
+@pytest.mark.parametrize("is_point", [True, False])
+def test_every_target_agrees(is_point, rng, device):
+    system = random_system(rng, MIXED)
+    system = points(system) if is_point else system
+    u, q = torch.from_numpy(rng.normal(size=(2, len(system.batch))))
+    expected = by_autograd(system, u, q)
+    place = "cpu" if device == "interpreter" else device
+    found = CoulombForces(system.to(place))(*(t.to(place) for t in (system.positions, q, u)))
+    for value, reference in zip(found[:2], expected, strict=False):
+        assert relative_error(value.cpu(), reference) < 1e-12
 
 
 def test_one_object_serves_many_steps(rng):
