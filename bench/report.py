@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from . import machine
@@ -19,16 +20,34 @@ def save(path: str | Path, name: str, results: list[dict], device: str = "cpu") 
     partial.replace(path)
 
 
-def save_csv(path: str | Path, rows: list[dict]) -> None:
-    """Write rows with the same keys; the file appears when it is whole."""
-    path = Path(path)
+def save_csv(path: str | Path, rows: Iterable[dict]) -> list[dict]:
+    """Write rows with the same keys as they come, beside ``path`` until all are there."""
+    path, written, writer = Path(path), [], None
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    with unfinished(path).open("w", newline="", encoding="utf-8") as file:
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, fieldnames=list(row))
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            written.append(row)
+    unfinished(path).replace(path)
+    return written
+
+
+def saved_rows(path: str | Path) -> list[dict[str, str]]:
+    """What an earlier ``save_csv`` wrote, and what one that was interrupted did."""
+    rows = []
+    for file in (Path(path), unfinished(Path(path))):
+        if file.exists():
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows += csv.DictReader(lines)
+    return rows
+
+
+def unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def with_floors(result: dict, limits: dict) -> dict:

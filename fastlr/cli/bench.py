@@ -68,25 +68,32 @@ def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None
 @bench.command()
 def kernels(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV file for the table.")] = Path("kernels.csv"),
-    problem: Annotated[list[str] | None, typer.Option(help="Named problem, more than once for several.")] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Named problem, 'edge basis', 'radial table', 'coulomb', 'mesh' or 'charge solver' (default: all)."
+        ),
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture (default: all).")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or float64 (default: both).")] = None,
+    resume: Annotated[bool, typer.Option(help="Keep the rows of an earlier run of the same sources.")] = False,
 ) -> None:
     """Compile every Triton kernel for several GPUs, without one: registers, spills, shared memory, seconds."""
     import torch
 
-    from fastlr.bench.kernels import TARGETS, table
-    from fastlr.bench.problems import PROBLEMS
-    from fastlr.bench.report import save_csv
+    from fastlr.bench.kernels import COMPILED, TARGETS, table
+    from fastlr.bench.report import save_csv, saved_rows
 
-    for name, known in ((problem, PROBLEMS), (target, TARGETS), (dtype, ("float32", "float64"))):
+    for name, known in ((problem, COMPILED), (target, TARGETS), (dtype, ("float32", "float64"))):
         unknown = [value for value in name or [] if value not in known]
         if unknown:
             raise InputError(f"there is no '{unknown[0]}'; there are {', '.join(known)}")
     dtypes = tuple(getattr(torch, name) for name in dtype or ("float32", "float64"))
-    rows = table(problem or list(PROBLEMS), target or list(TARGETS), dtypes)
-    save_csv(output, rows)
-    spilled = [row for row in rows if row["spilled_bytes"]]
+    if problem == ["coulomb"] and torch.float64 not in dtypes:
+        raise InputError("the kernels of 'coulomb' are for float64")
+    earlier = saved_rows(output) if resume else []
+    rows = save_csv(output, table(problem or list(COMPILED), target or list(TARGETS), dtypes, earlier))
+    spilled = [row for row in rows if int(row["spilled_bytes"])]
     print(f"{len(rows)} compilations, {len(spilled)} with spills; wrote {output}")
 
 

@@ -18,6 +18,8 @@ from .naive import components, polynomials
 
 ATOMS = 64  # of a program of ``splines``
 ROWS = 16  # atoms of a program of ``gather``
+# With more warps of ``gather``, one point a lane, ptxas aims at so few registers that it spills some.
+SPLINES_WARPS, GATHER_WARPS, SPREAD_WARPS = 2, 2, 1
 
 
 def sort(x: Tensor, dims: tuple[int, int, int], p: int) -> Bins:
@@ -30,7 +32,7 @@ def splines(place: Tensor, order: int, p: int) -> Tensor:
     out = place.new_empty(place.shape[0], 3, order + 1, p)
     if len(place):
         grid = (triton.cdiv(3 * len(place), ATOMS),)
-        _splines(p, order)[grid](out, place, 3 * len(place), ATOMS, num_warps=2)
+        splines_kernel(p, order)[grid](out, place, 3 * len(place), ATOMS, num_warps=SPLINES_WARPS)
     return out
 
 
@@ -40,9 +42,9 @@ def gather(mesh: Tensor, bins: Bins, order: int, p: int) -> Tensor:
     out = mesh.new_empty(num_atoms, len(components(order)))
     if num_atoms:
         grid = (triton.cdiv(num_atoms, ROWS),)
-        _gather(p, order)[grid](
+        gather_kernel(p, order)[grid](
             out, mesh, splines(bins.place, order, p), bins.order, bins.start, num_atoms, *mesh.shape,
-            ROWS, triton.next_power_of_2(p), num_warps=4,
+            ROWS, triton.next_power_of_2(p), num_warps=GATHER_WARPS,
         )  # fmt: skip
     return out
 
@@ -52,14 +54,15 @@ def spread(c: Tensor, bins: Bins, dims: tuple[int, int, int], order: int, p: int
     out, count = c.new_empty(dims), segments(dims[2])
     block = triton.next_power_of_2(triton.cdiv(dims[2], count))
     grid = (dims[0] * dims[1], count)
-    _spread(p, order)[grid](
-        out, c, splines(bins.place, order, p), bins.order, bins.ptr, bins.start, *dims, count, block, num_warps=1
-    )
+    spread_kernel(p, order)[grid](
+        out, c, splines(bins.place, order, p), bins.order, bins.ptr, bins.start, *dims, count, block,
+        num_warps=SPREAD_WARPS,
+    )  # fmt: skip
     return out
 
 
 @cache
-def _splines(p: int, order: int):
+def splines_kernel(p: int, order: int):
     """One lane an atom and axis; polynomials by Horner's rule."""
     body = Source(f"mesh_splines_{p}_{order}", ["out", "place", "count", "BLOCK: tl.constexpr"])
     body("i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)")
@@ -83,7 +86,7 @@ def _factors(body: Source, order: int, p: int, axis: int, name: str, j: str, mas
 
 
 @cache
-def _gather(p: int, order: int):
+def gather_kernel(p: int, order: int):
     """out[atom] = sums over the stencil of the mesh with each component of the jet: sum_c D_c(k) S_ab(k) in the end,
     where S_ab = sum over the rows (i, j) of D_a(i) D_b(j) times the row's points k."""
     parameters = ["out", "mesh", "table", "order", "start", "count", "n1", "n2", "n3"]
@@ -127,7 +130,7 @@ def _gather(p: int, order: int):
 
 
 @cache
-def _spread(p: int, order: int):
+def spread_kernel(p: int, order: int):
     """Points of one segment of row (k1, k2): a loop over the rows of bins (k1 - i, k2 - j), and over the segment's own
     atoms and those of the one before, which reach into it. A segment is wider than a stencil unless it is all there is.
     """

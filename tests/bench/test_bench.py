@@ -10,12 +10,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from fastlr.bench import convolution, models, report
+from fastlr.bench import convolution, kernel_suites, kernels, models, report
 from fastlr.bench.contestants import Backend, E3nn
 from fastlr.bench.problems import PROBLEMS, Problem, adjacency, neighbours
 from fastlr.bench.timing import alternate
+from fastlr.kernels.ewald.rows import KINDS
 
 from fastlr.cli import main
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 def tiny_graph():
@@ -118,18 +121,89 @@ def test_from_the_shell(tiny, tmp_path, monkeypatch, capsys):
     assert "there is no problem 'nothing'; there are nequip-l2-32" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
-    """In a process without the interpreter: no spills, little time."""
+def without_the_interpreter(*command) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    output = tmp_path / "kernels.csv"
-    command = [sys.executable, "-m", "fastlr", "bench", "kernels", "--problem", "nequip-S", "--dtype", "float32"]
-    command += ["--target", "sm_90", "--target", "gfx942", "-o", str(output)]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    rows = list(csv.DictReader(output.open()))
+    command = [sys.executable, *command]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def assert_small(rows: list[dict]) -> None:
+    """No spills, little time."""
     assert {row["target"] for row in rows} == {"sm_90", "gfx942"}
-    assert {row["problem"] for row in rows} == {"nequip-S", "edge basis, l_max 1", "radial table"}
     for row in rows:
         assert int(row["spilled_bytes"]) == 0, row
         assert int(row["registers"]) > 0
         assert float(row["compile_s"]) < 10.0, row
+
+
+@needs_triton
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    output = tmp_path / "kernels.csv"
+    command = ["-m", "fastlr", "bench", "kernels", "--problem", "nequip-S", "--dtype", "float32"]
+    without_the_interpreter(*command, "--target", "sm_90", "--target", "gfx942", "-o", str(output))
+    rows = list(csv.DictReader(output.open()))
+    assert_small(rows)
+    assert {row["problem"] for row in rows} == {"nequip-S", "edge basis, l_max 1", "radial table"}
+
+
+LARGEST = {"coulomb": "change", "mesh": "gather, p 8, order 2", "charge solver": "conjugate gradients 128"}
+COMPILE = """
+import json, sys, torch
+from fastlr.bench.kernel_suites import suites
+from fastlr.bench.kernels import TARGETS, compile_for
+
+largest = json.loads(sys.argv[1])
+for name, suite in suites(list(largest), torch.float64):
+    for target in ("sm_90", "gfx942"):
+        [variant] = [variant for variant in suite(TARGETS[target][2]) if variant.name == largest[name]]
+        print(json.dumps({"suite": name, "target": target} | compile_for(variant, target)))
+"""
+
+
+@needs_triton
+def test_the_largest_kernel_of_each_suite_compiles():
+    rows = [json.loads(line) for line in without_the_interpreter("-c", COMPILE, json.dumps(LARGEST)).splitlines()]
+    assert_small(rows)
+    assert {row["suite"] for row in rows} == set(LARGEST)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_suites_know_all_arguments(dtype):
+    for problem, suite in kernel_suites.suites(["nequip-S", *kernel_suites.NAMED], dtype):
+        names = set()
+        for lanes in (32, 64):
+            for variant in suite(lanes):
+                assert {*variant.types, *variant.constants} == set(variant.kernel.arg_names), (problem, variant.name)
+                assert variant.num_warps in (1, 2, 4, 8)
+                names.add((lanes, variant.name))
+        assert len(names) == 2 * len(list(suite(32)))
+
+
+@needs_triton
+def test_an_interrupted_table_is_resumed(tmp_path, monkeypatch, capsys):
+    compiled, breaks = [], True
+
+    def compile_for(variant, target):
+        if breaks and len(compiled) == 3:
+            raise KeyboardInterrupt
+        compiled.append(variant.name)
+        return {"shared_bytes": 0, "compile_s": 0.1, "registers": 8, "spilled_bytes": 0}
+
+    monkeypatch.setattr(kernels, "compile_for", compile_for)
+    output = tmp_path / "new" / "kernels.csv"
+    with pytest.raises(KeyboardInterrupt):
+        report.save_csv(output, kernels.table(["coulomb"], ["sm_90"], (torch.float64,)))
+    assert not output.exists()
+    assert len(report.saved_rows(output)) == 3
+    breaks = False
+    command = ["bench", "kernels", "--problem", "coulomb", "--target", "sm_90", "-o", str(output)]
+    assert main([*command, "--resume"]) == 0
+    assert compiled == [*KINDS, "product"]
+    assert [row["kernel"] for row in report.saved_rows(output)] == compiled
+    assert [path.name for path in output.parent.iterdir()] == ["kernels.csv"]
+    assert f"{len(compiled)} compilations, 0 with spills" in capsys.readouterr().out
+    assert main(command) == 0
+    assert compiled == 2 * [*KINDS, "product"]
+    assert main([*command, "--dtype", "float32"]) == 2
+    assert "the kernels of 'coulomb' are for float64" in capsys.readouterr().err
