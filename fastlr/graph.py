@@ -20,8 +20,10 @@ from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 from torch import Tensor
 
+from .conditions import ARRAYS, INFO, Conditions, conditions_of
 from .errors import InputError
 from .kernels.adjacency import Adjacency
+from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
@@ -54,6 +56,8 @@ class Graph:
         row_ptr: (N + 1,) int64, first edge of each destination.
         reverse_edge: (E,) int64, the edge from source to destination with the opposite shift.
         coulomb: tables of the Coulomb sum, or None.
+        conditions: what acts on the charges besides their sum, or None.
+        memory: solutions of earlier steps, where this is one of many of the same atoms; it learns those of this one.
     """
 
     positions: Tensor
@@ -68,6 +72,8 @@ class Graph:
     row_ptr: Tensor
     reverse_edge: Tensor
     coulomb: CoulombTables | None = None
+    conditions: Conditions | None = None
+    memory: Memory | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -121,7 +127,7 @@ class Graph:
         """All tensors on ``device``."""
 
         def move(value):
-            return value if value is None else value.to(device)
+            return value.to(device) if hasattr(value, "to") else value
 
         return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
 
@@ -168,7 +174,7 @@ class Graph:
         index: int = 0,
     ) -> Graph:
         """One structure as a batch of one; errors call it structure ``index``. See ``from_atoms``."""
-        return _single(atoms, total_charge(atoms, charge, index), index, species, r_max, coulomb)
+        return _single(atoms, charge, index, species, r_max, coulomb)
 
     @staticmethod
     def batch_of(graphs: Sequence[Graph]) -> Graph:
@@ -203,14 +209,23 @@ class Graph:
             row_ptr=join("row_ptr", edges, tail=True),
             reverse_edge=join("reverse_edge", edges),
             coulomb=_join_coulomb([g.coulomb for g in graphs]),
+            conditions=Conditions.join(
+                *([getattr(g, name) for g in graphs] for name in ("conditions", "charge", "batch"))
+            ),
         )
 
 
 def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
-    """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0."""
+    """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
+    of its fragments, if these are given (see ``conditions.conditions_of``)."""
+    return conditions_of(atoms, _name(atoms, index), stated_charge(atoms, default, index))[1]
+
+
+def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
+    """``atoms.info["charge"]``, else ``default``; None if both are."""
     value = atoms.info.get("charge", default)
     if value is None:
-        return 0.0
+        return None
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     try:
@@ -226,9 +241,15 @@ def _name(atoms: Atoms, index: int) -> str:
     return f"structure {index} ({atoms.get_chemical_formula() or 'no atoms'})"
 
 
-def _single(atoms: Atoms, charge: float, index: int, species, r_max: float, coulomb: CoulombSettings | None) -> Graph:
+def _single(
+    atoms: Atoms, charge: float | None, index: int, species, r_max: float, coulomb: CoulombSettings | None
+) -> Graph:
     """One structure as a batch of one, its input checked."""
     name = _name(atoms, index)
+    conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
+    if conditions is not None and coulomb is None:
+        stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
+        raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
     index_of = {symbol: k for k, symbol in enumerate(species)}
     unknown = sorted(set(atoms.symbols) - set(index_of))
     if unknown:
@@ -275,6 +296,7 @@ def _single(atoms: Atoms, charge: float, index: int, species, r_max: float, coul
         row_ptr=torch.from_numpy(row_ptr),
         reverse_edge=torch.from_numpy(reverse_edge),
         coulomb=pairs,
+        conditions=conditions,
     )
 
 

@@ -33,6 +33,9 @@ class Prediction:
         charges: (n,) e; None for models without charges.
         electronegativities: (n,) eV/e; None for models without charges.
         coulomb_energy: eV; None for models without charges.
+        external_energy: eV, of the charges in external potentials and fields (see ``conditions.conditions_of``), zero
+            without; where a chemical potential is given instead of the charge Q, less Q times that. None for models
+            without charges. It is part of the energy, whose derivatives are the forces.
         dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
     """
 
@@ -43,6 +46,7 @@ class Prediction:
     charges: np.ndarray | None = None
     electronegativities: np.ndarray | None = None
     coulomb_energy: float | None = None
+    external_energy: float | None = None
     dipole: np.ndarray | None = None
 
 
@@ -261,6 +265,9 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
         def per_atom(key, atoms=atoms):
             return arrays[key][atoms].copy() if key in arrays else None
 
+        def per_structure(key, b=b):
+            return float(arrays[key][b]) if key in arrays else None
+
         prediction = Prediction(
             energy=float(arrays["energy"][b]),
             atomic_energies=per_atom("atomic_energies"),
@@ -268,7 +275,8 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
             stress=arrays["stress"][b].copy() if "stress" in arrays and periodic.all() else None,
             charges=per_atom("charges"),
             electronegativities=per_atom("electronegativities"),
-            coulomb_energy=float(arrays["coulomb_energy"][b]) if "coulomb_energy" in arrays else None,
+            coulomb_energy=per_structure("coulomb_energy"),
+            external_energy=per_structure("external_energy"),
             dipole=arrays["dipole"][b].copy() if "dipole" in arrays and not periodic.any() else None,
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from fastlr.conditions import ARRAYS, INFO
 from fastlr.graph import total_charge
 from fastlr.potential import Potential, Prediction, load
 
@@ -22,7 +23,8 @@ class FastlrCalculator(Calculator):
     Properties, in ASE's units and conventions:
 
     - energy, free_energy: eV;
-    - energies: (n,) eV, they sum to the energy. The Coulomb energy belongs to no atom; each gets an equal share of it;
+    - energies: (n,) eV, they sum to the energy. The Coulomb energy belongs to no atom; each gets an equal share of it,
+      and of that in external potentials;
     - forces: (n, 3) eV/Å;
     - stress: (6,) eV/Å^3, Voigt order, tension positive; only for cells periodic in three directions;
     - charges: (n,) e, and dipole: (3,) e Å about the origin, without periodicity only; both only if the model has
@@ -47,23 +49,29 @@ class FastlrCalculator(Calculator):
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if self.potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
-        self._evaluated_charge: float | None = None
+        self._evaluated: list | None = None
 
     def total_charge(self, atoms: Atoms) -> float:
         """Total charge in e with which a structure is evaluated."""
         return total_charge(atoms, self.charge)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last evaluation; unlike ASE's own, this sees the total charge."""
+        """What changed since the last evaluation; unlike ASE's own, this sees the total charge and the conditions."""
         changes = super().check_state(atoms, tol)
-        if self.atoms is not None and self.total_charge(atoms) != self._evaluated_charge:
+        if self.atoms is not None and self._charges_depend_on(atoms) != self._evaluated:
             changes = [*changes, "charge"]
         return changes
+
+    def _charges_depend_on(self, atoms: Atoms) -> list:
+        """What the charges depend on besides positions and elements; equal lists mean equal charges."""
+        stated = [repr(atoms.info.get(key)) for key in INFO]
+        arrays = [atoms.arrays[key].tobytes() if key in atoms.arrays else None for key in ARRAYS]
+        return [self.total_charge(atoms), *stated, *arrays]
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         """Evaluate all properties at once."""
         super().calculate(atoms, properties, system_changes)
-        self._evaluated_charge = self.total_charge(self.atoms)
+        self._evaluated = self._charges_depend_on(self.atoms)
         self.results = ase_results(self.potential.predict(self.atoms, self.charge))
 
 
@@ -71,7 +79,8 @@ def ase_results(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the results of an ASE calculator: what does not exist for the structure is left out."""
     energies = prediction.atomic_energies
     if prediction.coulomb_energy is not None:
-        energies = energies + prediction.coulomb_energy / max(len(energies), 1)
+        shared = prediction.coulomb_energy + prediction.external_energy
+        energies = energies + shared / max(len(energies), 1)
     results = {
         "energy": prediction.energy,
         "free_energy": prediction.energy,

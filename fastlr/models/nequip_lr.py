@@ -33,7 +33,8 @@ class NequIPLR(nn.Module):
     3. energy stack: node attributes = type embedding joined with an encoding of q_i, further interaction layers ->
        short-range atomic energies. With ``reuse_features`` its node features start from those of the charge stack
        joined with the encoding; otherwise from the node attributes;
-    4. E = sum_i E_i + (k / 2) q' A q [+ sum_i chi_i q_i + J_i q_i^2 / 2, if ``site_energy``].
+    4. E = sum_i E_i + (k / 2) q' A q [+ sum_i chi_i q_i + J_i q_i^2 / 2, if ``site_energy``] [+ the energy of the
+       charges in external potentials].
     """
 
     def __init__(self, config: NequIPLRConfig, operations: Operations):
@@ -88,10 +89,11 @@ class NequIPLR(nn.Module):
         Returns:
             energy: (B,) float64, eV.
             atomic_energies: (N,) float64, eV: the short-range part (with site energies, if these count), without
-                the Coulomb energy, which belongs to no atom.
+                the Coulomb energy, which belongs to no atom, and that in external potentials.
             charges: (N,) float64, e.
             electronegativities: (N,) float64, eV/e.
             coulomb_energy: (B,) float64, eV.
+            external_energy: (B,) float64, eV: of the charges in external potentials.
         """
         attributes = NodeAttributes(self.type_embedding.weight, graph.species)
         types = attributes.dense()
@@ -113,11 +115,14 @@ class NequIPLR(nn.Module):
         if self.config.site_energy:
             atomic_energies = atomic_energies + equilibrated["site_energies"]
         return {
-            "energy": graph.sum_nodes(atomic_energies) + equilibrated["coulomb_energy"],
+            "energy": graph.sum_nodes(atomic_energies)
+            + equilibrated["coulomb_energy"]
+            + equilibrated["external_energy"],
             "atomic_energies": atomic_energies,
             "charges": equilibrated["charges"],
             "electronegativities": chi,
             "coulomb_energy": equilibrated["coulomb_energy"],
+            "external_energy": equilibrated["external_energy"],
         }
 
     def use(self, operations: Operations) -> None:

@@ -56,23 +56,39 @@ class ChargeEquilibration(nn.Module):
         Returns:
             charges: (N,) e.
             coulomb_energy: (B,) (k / 2) q' A q in eV.
+            external_energy: (B,) of the charges in an external potential or field, less Q times the chemical potential
+                where that is given instead of Q; in eV.
             site_energies: (N,) chi q + J q^2 / 2 in eV.
 
         Raises:
-            InputError: the equations of a structure have no unique solution (for instance, positions not finite).
+            InputError: the equations of a structure have no unique solution (for instance, positions not finite), or
+                the solver does not find it.
         """
         hardness = self.hardness.index_select(0, graph.species)
+        conditions, options, total = graph.conditions, {}, electronegativity
+        if conditions is not None:
+            potential = conditions.potential_at(graph.positions, graph.batch)
+            total = electronegativity + potential
+            if conditions.constraints is not None:
+                options["constraints"] = conditions.constraints
+        if graph.memory is not None:
+            options["memory"] = graph.memory
         try:
             q, coulomb_energy, _ = self.operations.charge_equilibration(
-                self.system(graph), electronegativity, hardness, graph.charge, COULOMB_CONSTANT
+                self.system(graph), total, hardness, graph.charge, COULOMB_CONSTANT, **options
             )
         except SolverError as error:
             raise InputError(
-                f"charge equilibration failed for structure {error.structures[0]} of the batch: the energy has no "
-                "minimum in the charges; are its positions finite and its atoms apart?"
+                f"charge equilibration failed for structure {error.structures[0]} of the batch: {error.reason}; are "
+                "its positions finite and its atoms apart?"
             ) from None
+        external = torch.zeros_like(coulomb_energy)
+        if conditions is not None:
+            given = conditions.chemical_potential.nan_to_num(nan=0.0).index_select(0, graph.batch)
+            external = graph.sum_nodes(q * (potential - given))
         return {
             "charges": q,
             "coulomb_energy": coulomb_energy,
+            "external_energy": external,
             "site_energies": electronegativity * q + 0.5 * hardness * q**2,
         }

@@ -1,0 +1,166 @@
+"""What acts on the charges of a structure besides their given sum: fields, potentials, and charges of its fragments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from .errors import InputError
+from .kernels.charge_solver.constraints import Constraints
+
+# Where a structure states them: names in ``atoms.arrays`` and in ``atoms.info``.
+ARRAYS = ("fragment", "external_potential")
+INFO = ("fragment_charge", "electric_field", "chemical_potential")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Of B structures with N atoms in all; float64.
+
+    Attributes:
+        potential: (N,) external electrostatic potential at each atom, V. It moves with the atom: its gradient is not
+            part of the forces.
+        field: (B, 3) uniform electric field, V/Å. Its potential is -field . r, and part of the forces.
+        chemical_potential: (B,) dE/dQ in eV/e where it is given instead of the total charge; NaN elsewhere.
+        fragment: (N,) int64, the fragment of each atom, ascending with the structures; None where none are named.
+        fragment_charge: (G,) e.
+    """
+
+    potential: Tensor
+    field: Tensor
+    chemical_potential: Tensor
+    fragment: Tensor | None = None
+    fragment_charge: Tensor | None = None
+
+    def to(self, device) -> Conditions:
+        """All tensors on ``device``."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return Conditions(*(value if value is None else value.to(device) for value in values))
+
+    def potential_at(self, positions: Tensor, batch: Tensor) -> Tensor:
+        """(N,) V, differentiable in the positions (N, 3)."""
+        return self.potential - (positions * self.field.index_select(0, batch)).sum(dim=1)
+
+    @property
+    def constraints(self) -> Constraints | None:
+        """As the solver of the charges takes them."""
+        given = None if bool(self.chemical_potential.isnan().all()) else self.chemical_potential
+        if self.fragment is None and given is None:
+            return None
+        return Constraints(self.fragment, self.fragment_charge, given)
+
+    @staticmethod
+    def none(num_structures: int, num_nodes: int) -> Conditions:
+        """Nothing."""
+        zeros = torch.zeros(num_nodes, dtype=torch.float64)
+        return Conditions(zeros, zeros.new_zeros(num_structures, 3), zeros.new_full((num_structures,), torch.nan))
+
+    @staticmethod
+    def join(
+        parts: Sequence[Conditions | None], charges: Sequence[Tensor], batches: Sequence[Tensor]
+    ) -> Conditions | None:
+        """Those of several batches as one, given the charges (B,) of their structures and those of their atoms (N,)."""
+        if all(part is None for part in parts):
+            return None
+        filled = [
+            part or Conditions.none(len(charge), len(batch))
+            for part, charge, batch in zip(parts, charges, batches, strict=True)
+        ]
+        names = ("potential", "field", "chemical_potential")
+        plain = (torch.cat([getattr(part, name) for part in filled]) for name in names)
+        joined = Conditions(*plain)
+        if all(part.fragment is None for part in filled):
+            return joined
+        fragments, fragment_charges, count = [], [], 0
+        for part, charge, batch in zip(filled, charges, batches, strict=True):
+            own, own_charge = part.fragment, part.fragment_charge
+            if own is None:  # each structure that has atoms is one fragment
+                present, own = torch.unique(batch, return_inverse=True)
+                own_charge = charge[present]
+            fragments.append(own + count)
+            fragment_charges.append(own_charge)
+            count += len(own_charge)
+        return replace(joined, fragment=torch.cat(fragments), fragment_charge=torch.cat(fragment_charges))
+
+
+def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Conditions | None, float]:
+    """Conditions that a structure states, None if none, and its total charge.
+
+    - ``atoms.arrays["fragment"]``, a whole number an atom, with ``atoms.info["fragment_charge"]``, a charge in e for
+      each fragment in ascending order of these numbers, or a dictionary from number to charge;
+    - ``atoms.info["electric_field"]``, three numbers in V/Å; it must be normal to all periodic directions;
+    - ``atoms.arrays["external_potential"]``, V;
+    - ``atoms.info["chemical_potential"]``, eV/e: then the total charge is found, not given.
+
+    Args:
+        name: what errors call the structure.
+        charge: the total charge in e if it is stated.
+
+    Raises:
+        InputError: a value of the wrong kind or shape, or two that contradict each other; the message names it.
+    """
+    if not any(key in atoms.arrays for key in ARRAYS) and not any(key in atoms.info for key in INFO):
+        return None, charge or 0.0
+    n = len(atoms)
+    found = Conditions.none(1, n)
+    if "external_potential" in atoms.arrays:
+        found = replace(found, potential=_numbers(atoms.arrays, "external_potential", (n,), name))
+    if "electric_field" in atoms.info:
+        field = _numbers(atoms.info, "electric_field", (3,), name)
+        along = np.abs(atoms.cell.array[atoms.pbc] @ field.numpy())
+        if along.max(initial=0.0) > 1e-8 * np.abs(atoms.cell.array).max(initial=0.0) * float(field.norm()):
+            raise InputError(
+                f"{name}: the electric field {field.tolist()} has a part along a periodic direction, where its "
+                "potential has no period"
+            )
+        found = replace(found, field=field[None])
+    has_potential = atoms.info.get("chemical_potential") is not None
+    if has_potential:
+        found = replace(found, chemical_potential=_numbers(atoms.info, "chemical_potential", (), name)[None])
+        if charge:
+            raise InputError(f"{name}: both a chemical potential and a charge of {charge:g} e are given; choose one")
+        if 0 < atoms.pbc.sum() < 3:
+            raise InputError(f"{name}: the potential of a charged slab has no zero; give its charge instead")
+    if "fragment" in atoms.arrays or "fragment_charge" in atoms.info:
+        fragment, fragment_charge = _fragments(atoms, name)
+        found = replace(found, fragment=fragment, fragment_charge=fragment_charge)
+        total = float(fragment_charge.sum())
+        if has_potential:
+            raise InputError(f"{name}: both charges of fragments and a chemical potential are given; choose one")
+        if charge is not None and abs(charge - total) > 1e-6:
+            raise InputError(f"{name}: its charge is {charge:g} e, but those of its fragments add up to {total:g} e")
+        charge = total
+    return found, charge or 0.0
+
+
+def _fragments(atoms: Atoms, name: str) -> tuple[Tensor, Tensor]:
+    if "fragment" not in atoms.arrays or "fragment_charge" not in atoms.info:
+        raise InputError(f"{name}: atoms.arrays['fragment'] and atoms.info['fragment_charge'] belong together")
+    labels = np.asarray(atoms.arrays["fragment"])
+    if labels.shape != (len(atoms),) or labels.dtype.kind not in "iu":
+        raise InputError(f"{name}: atoms.arrays['fragment'] must be one whole number an atom")
+    present, own = np.unique(labels, return_inverse=True)
+    given = atoms.info["fragment_charge"]
+    if isinstance(given, dict):
+        missing = sorted(set(present.tolist()) ^ set(given))
+        if missing:
+            raise InputError(f"{name}: fragment {missing[0]} has either no atom or no charge in 'fragment_charge'")
+        given = [given[label] for label in present.tolist()]
+    charge = _numbers({"fragment_charge": np.atleast_1d(given)}, "fragment_charge", (len(present),), name)
+    return torch.from_numpy(own.astype(np.int64).reshape(-1)), charge
+
+
+def _numbers(where: dict, key: str, shape: tuple[int, ...], name: str) -> Tensor:
+    try:
+        values = np.asarray(where[key], dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
+    if values.shape != shape or not np.isfinite(values).all():
+        expected = "a number" if not shape else f"{' x '.join(map(str, shape))} numbers"
+        raise InputError(f"{name}: '{key}' must be {expected}, got {where[key]!r}")
+    return torch.from_numpy(values.copy())
