@@ -172,9 +172,35 @@ class Graph:
         coulomb: CoulombSettings | None = None,
         charge: float | None = None,
         index: int = 0,
+        skin: float = 0.0,
     ) -> Graph:
-        """One structure as a batch of one; errors call it structure ``index``. See ``from_atoms``."""
-        return _single(atoms, charge, index, species, r_max, coulomb)
+        """One structure as a batch of one; errors call it structure ``index``. See ``from_atoms``.
+
+        With a ``skin`` (Å), edges and Coulomb tables reach that much farther, so that they hold until an atom has moved
+        by half of it.
+        """
+        return _single(atoms, charge, index, species, r_max, coulomb, skin)
+
+    def within(self, r_max: float) -> Graph:
+        """Without the edges that are longer than ``r_max`` (Å).
+
+        Raises:
+            InputError: two atoms of a batch of one overlap.
+        """
+        square = (self.edge_vectors() ** 2).sum(dim=1)
+        if len(square) and float(square.min()) < MIN_DISTANCE**2:
+            i, j = self.edge_index[:, int(square.argmin())].tolist()
+            raise _overlap("structure", i, j, float(square.min()) ** 0.5)
+        near = square < r_max**2
+        kept = torch.nonzero(near)[:, 0]
+        before = torch.nn.functional.pad(near.cumsum(0), (1, 0))
+        return replace(
+            self,
+            edge_index=self.edge_index.index_select(1, kept),
+            edge_shift=self.edge_shift.index_select(0, kept),
+            row_ptr=before.index_select(0, self.row_ptr),
+            reverse_edge=before.index_select(0, self.reverse_edge.index_select(0, kept)),
+        )
 
     @staticmethod
     def batch_of(graphs: Sequence[Graph]) -> Graph:
@@ -242,7 +268,13 @@ def _name(atoms: Atoms, index: int) -> str:
 
 
 def _single(
-    atoms: Atoms, charge: float | None, index: int, species, r_max: float, coulomb: CoulombSettings | None
+    atoms: Atoms,
+    charge: float | None,
+    index: int,
+    species,
+    r_max: float,
+    coulomb: CoulombSettings | None,
+    skin: float,
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
     name = _name(atoms, index)
@@ -269,7 +301,7 @@ def _single(
     pbc = np.asarray(atoms.pbc, dtype=bool)
     cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
 
-    edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max, name)
+    edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max + skin, name)
     pairs = None
     if coulomb is not None:
         if pbc.sum() == 1:
@@ -279,7 +311,7 @@ def _single(
             )
         widths = np.asarray(coulomb.widths, np.float64)[kinds]
         try:
-            pairs = coulomb_tables(positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta)
+            pairs = coulomb_tables(positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta, skin=skin)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from None
     n = len(positions)
@@ -331,10 +363,7 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     i, j, shift = i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64)
     if len(distance) and distance.min() < MIN_DISTANCE:
         k = int(distance.argmin())
-        raise InputError(
-            f"{name}: atoms {min(i[k], j[k])} and {max(i[k], j[k])} overlap, {distance[k]:.2g} Å apart "
-            f"(the least allowed is {MIN_DISTANCE} Å)"
-        )
+        raise _overlap(name, i[k], j[k], distance[k])
     # one integer a directed edge orders them by destination, source and shift; so does the reverse edge's
     reach = int(np.abs(shift).max(initial=0))
     base = 2 * reach + 1
@@ -355,6 +384,13 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     row_ptr = np.zeros(n + 1, np.int64)
     np.cumsum(np.bincount(i, minlength=n), out=row_ptr[1:])
     return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
+
+
+def _overlap(name: str, i: int, j: int, distance: float) -> InputError:
+    return InputError(
+        f"{name}: atoms {min(i, j)} and {max(i, j)} overlap, {distance:.2g} Å apart (the least allowed is "
+        f"{MIN_DISTANCE} Å)"
+    )
 
 
 def _join_coulomb(parts: list[CoulombTables | None]) -> CoulombTables | None:

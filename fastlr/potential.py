@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from . import checkpoint
 from .backends import resolve
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
+from .kernels.charge_solver.conjugate_gradient import Report
+from .kernels.charge_solver.memory import Memory
 from .memory import MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
@@ -37,6 +39,7 @@ class Prediction:
             without; where a chemical potential is given instead of the charge Q, less Q times that. None for models
             without charges. It is part of the energy, whose derivatives are the forces.
         dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
+        charge_solution: how the iteration for the charges went; None where they were solved for directly.
     """
 
     energy: float
@@ -48,6 +51,7 @@ class Prediction:
     coulomb_energy: float | None = None
     external_energy: float | None = None
     dipole: np.ndarray | None = None
+    charge_solution: Report | None = None
 
 
 def load(
@@ -177,25 +181,51 @@ class Potential:
             raise InputError(f"{len(structures)} structures but {len(charge)} charges were given")
         with _progress(len(structures), progress) as advance:
             for start, graphs in self._batches(structures, charge):
-                batch = Graph.batch_of(graphs)
-                out = evaluate(self.model, batch.to(self.device), forces=forces)
-                for prediction in _split(out, batch, start, structures):
+                for prediction in self.evaluate(Graph.batch_of(graphs), structures, start, forces=forces):
                     yield prediction
                     advance()
 
+    def evaluate(
+        self, graph: Graph, structures: Sequence[Atoms], start: int = 0, *, forces: bool = True
+    ) -> Iterator[Prediction]:
+        """Predictions of a batch.
+
+        Args:
+            graph: the structures from number ``start`` of ``structures``, which errors name.
+            forces: whether to compute forces and stress.
+        """
+        if self.has_charges and graph.memory is None:
+            graph = replace(graph, memory=Memory())  # for its reports
+        out = evaluate(self.model, graph.to(self.device), forces=forces)
+        return _split(out, graph, start, structures)
+
+    def check_memory(self, graph: Graph, name: str) -> None:
+        """Refuse a structure that is too large.
+
+        Raises:
+            InputError: its evaluation needs more than the memory budget.
+        """
+        self._alone(self._memory.counts(graph), self._budget(), name, graph.num_nodes)
+
+    def _budget(self) -> float:
+        return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
+
+    def _alone(self, count, budget: float, name: str, num_atoms: int) -> None:
+        alone = self._memory.bytes_of([count])
+        if alone > budget:
+            raise InputError(
+                f"{name} ({num_atoms} atoms) needs about {alone / 2**30:.3g} GiB, but the memory budget is "
+                f"{budget / 2**30:.3g} GiB; raise memory_budget or use a machine with more memory"
+            )
+
     def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
         """(index of the first structure, graphs) of consecutive batches within the memory budget."""
-        budget = 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
+        budget = self._budget()
         batch, counts, start = [], [], 0
         for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
             graph = single_graph(atoms, self.config, charge, index)
             count = self._memory.counts(graph)
-            alone = self._memory.bytes_of([count])
-            if alone > budget:
-                raise InputError(
-                    f"structure {index} ({len(atoms)} atoms) needs about {alone / 2**30:.3g} GiB, but the memory "
-                    f"budget is {budget / 2**30:.3g} GiB; raise memory_budget or use a machine with more memory"
-                )
+            self._alone(count, budget, f"structure {index}", len(atoms))
             if batch and self._memory.bytes_of([*counts, count]) > budget:
                 yield start, batch
                 batch, counts, start = [], [], index
@@ -249,9 +279,11 @@ def coulomb_settings(config: ModelConfig) -> CoulombSettings | None:
     return CoulombSettings(tuple(config.widths), config.ewald_accuracy, config.ewald_eta)
 
 
-def single_graph(atoms: Atoms, config: ModelConfig, charge: float | None = None, index: int = 0) -> Graph:
+def single_graph(
+    atoms: Atoms, config: ModelConfig, charge: float | None = None, index: int = 0, skin: float = 0.0
+) -> Graph:
     """One structure as a batch of one for the model of ``config``; errors call it structure ``index``."""
-    return Graph.single(atoms, config.species, config.r_max, coulomb_settings(config), charge, index)
+    return Graph.single(atoms, config.species, config.r_max, coulomb_settings(config), charge, index, skin)
 
 
 def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:
@@ -278,6 +310,7 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
             coulomb_energy=per_structure("coulomb_energy"),
             external_energy=per_structure("external_energy"),
             dipole=arrays["dipole"][b].copy() if "dipole" in arrays and not periodic.any() else None,
+            charge_solution=graph.memory.reports.get((b, 0)) if graph.memory is not None else None,
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
         if not finite:

@@ -13,6 +13,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastlr.conditions import ARRAYS, INFO
+from fastlr.engine.steps import Steps
 from fastlr.graph import total_charge
 from fastlr.potential import Potential, Prediction, load
 
@@ -35,6 +36,9 @@ class FastlrCalculator(Calculator):
         charge: total charge in e of structures that do not state theirs in ``atoms.info["charge"]``; the default is 0.
         options: further arguments of ``fastlr.load`` (backend, device, dtype, memory_budget) where that is called.
 
+    Attributes:
+        steps: carries neighbour lists and charges from one evaluation to the next.
+
     Raises:
         FastlrError: the model cannot be loaded; on evaluation, see ``Potential.predict``.
     """
@@ -49,6 +53,7 @@ class FastlrCalculator(Calculator):
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if self.potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
+        self.steps = Steps(self.potential)
         self._evaluated: list | None = None
 
     def total_charge(self, atoms: Atoms) -> float:
@@ -72,7 +77,7 @@ class FastlrCalculator(Calculator):
         """Evaluate all properties at once."""
         super().calculate(atoms, properties, system_changes)
         self._evaluated = self._charges_depend_on(self.atoms)
-        self.results = ase_results(self.potential.predict(self.atoms, self.charge))
+        self.results = ase_results(self.steps.predict(self.atoms, self.charge))
 
 
 def ase_results(prediction: Prediction) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def run_md(
         atoms.set_positions(state.positions, apply_constraint=False)
         atoms.set_momenta(state.momenta, apply_constraint=False)
         rng.bit_generator.state = state.rng
+        calculator.steps.restore(atoms, state.carried, settings.charge)
         step, sizes = state.step, state.sizes
     elif not (atoms.has("momenta") and atoms.get_momenta().any()):
         draw_velocities(atoms, settings, rng)
@@ -191,6 +192,7 @@ def run_md(
                     rng.bit_generator.state,
                     sizes,
                     recorded,
+                    calculator.steps.state(),
                 ),
             )
 

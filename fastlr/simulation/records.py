@@ -64,6 +64,7 @@ class MDState:
         rng: state of the random number generator.
         sizes: lengths in bytes of the trajectory and the log at this step.
         settings: what the run was started with.
+        carried: arrays that evaluations carry on from step to step (see ``engine.steps.Steps.state``).
     """
 
     step: int
@@ -74,17 +75,21 @@ class MDState:
     rng: dict
     sizes: dict[str, int]
     settings: dict
+    carried: dict[str, np.ndarray]
 
 
 _ARRAYS = ("numbers", "positions", "momenta", "cell")
 _PLAIN = ("step", "rng", "sizes", "settings")
+_CARRIED = "carried_"  # before the names of these arrays
 
 
 def save_state(path: Path, state: MDState) -> None:
     """Write a checkpoint; the one before is replaced only when the new one is safely on the disk."""
     content = BytesIO()
     plain = json.dumps({name: getattr(state, name) for name in _PLAIN})
-    np.savez(content, plain=np.array(plain), **{name: getattr(state, name) for name in _ARRAYS})
+    arrays = {name: getattr(state, name) for name in _ARRAYS}
+    arrays |= {_CARRIED + name: value for name, value in state.carried.items()}
+    np.savez(content, plain=np.array(plain), **arrays)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -106,7 +111,9 @@ def load_state(path: Path) -> MDState:
         with np.load(path, allow_pickle=False) as content:
             plain = json.loads(content["plain"].item())
             arrays = {name: content[name] for name in _ARRAYS}
-            return MDState(**arrays, **{name: plain[name] for name in _PLAIN})
+            names = [name for name in content.files if name.startswith(_CARRIED)]
+            carried = {name.removeprefix(_CARRIED): content[name] for name in names}
+            return MDState(**arrays, **{name: plain[name] for name in _PLAIN}, carried=carried)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (OSError, BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:

@@ -1,9 +1,10 @@
 """What the solutions of earlier steps tell about the next one's, in dynamics and relaxations."""
 
 from collections import deque
-from collections.abc import Hashable
 from math import comb
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -22,23 +23,34 @@ class Memory:
 
     def __init__(self, length: int = 4):
         self.length, self.reports = length, {}
-        self._kept: dict[Hashable, deque[Tensor]] = {}
+        self._kept: dict[tuple[int, int], deque[Tensor]] = {}
 
-    def guess(self, key: Hashable, like: Tensor) -> Tensor | None:
+    def guess(self, key: tuple[int, int], like: Tensor) -> Tensor | None:
         """Where the next solution may lie; None where nothing is known."""
         kept = self._kept.get(key)
         if not kept:
             return None
-        if kept[0].shape != like.shape or kept[0].device != like.device:
+        if kept[0].shape != like.shape:
             self._kept.pop(key)
             return None
         n = len(kept)
-        return sum((-1) ** k * comb(n, k + 1) * q for k, q in enumerate(kept))
+        return sum((-1) ** k * comb(n, k + 1) * q for k, q in enumerate(kept)).to(like.device)
 
-    def keep(self, key: Hashable, solution: Tensor, report) -> None:
-        """Remember the solution of this step."""
+    def keep(self, key: tuple[int, int], solution: Tensor, report) -> None:
+        """Remember the solution of this step; ``key`` is the structure and the number of the solve."""
         self._kept.setdefault(key, deque(maxlen=self.length)).appendleft(solution.detach())
         self.reports[key] = report
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The solutions by name, (k, N) each, for ``restore``."""
+        return {f"solution_{b}_{call}": torch.stack(list(kept)).cpu().numpy() for (b, call), kept in self._kept.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Remember what ``state`` has told."""
+        self.clear()
+        for name, solutions in state.items():
+            b, call = map(int, name.split("_")[1:])
+            self._kept[b, call] = deque(torch.from_numpy(solutions.copy()).unbind(0), maxlen=self.length)
 
     def clear(self) -> None:
         """Forget all: atoms have changed places."""

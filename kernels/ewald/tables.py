@@ -115,6 +115,7 @@ def coulomb_tables(
     accuracy: float = 1e-10,
     eta: float | None = None,
     mesh: bool | None = None,
+    skin: float = 0.0,
 ) -> CoulombTables:
     """Tables of one structure.
 
@@ -126,6 +127,7 @@ def coulomb_tables(
         accuracy: relative size at which both sums are cut.
         eta: splitting width in Å (default: ``balanced_eta``, or what is cheapest with a mesh).
         mesh: whether to use a particle mesh (default: for more than ``SMALLEST_MESH`` atoms in a cell).
+        skin: Å by which pairs may be farther apart, so that the tables hold until an atom has moved by half of it.
 
     Raises:
         ValueError: one periodic direction, or a mesh for something else than a cell.
@@ -155,7 +157,7 @@ def coulomb_tables(
         if eta is None:
             eta = balanced_eta(area * max(extent, np.sqrt(area)), max(n, 1))
         # the smeared interaction of all pairs, erf(r / sqrt2 eta) / r, must lie within the cut
-        height = extent + reach * eta + 1.0
+        height = extent + reach * eta + 1.0 + skin
         lattice = np.stack([lattice[axes[0]], lattice[axes[1]], 2.0 * height * normal])
     elif mesh:
         cutoff = None if eta is None else reach * eta
@@ -164,10 +166,10 @@ def coulomb_tables(
     elif eta is None:
         eta = balanced_eta(abs(np.linalg.det(lattice)), max(n, 1))
 
-    i, j, shift, distance = vesin.NeighborList(cutoff=reach * max(eta, widest), full_list=True).compute(
+    i, j, shift, distance = vesin.NeighborList(cutoff=reach * max(eta, widest) + skin, full_list=True).compute(
         positions, cell, pbc, quantities="ijSd"
     )
-    near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2))
+    near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2)) + skin
     i, j, shift = i[near], j[near], shift[near]
     order = np.argsort(i, kind="stable")
     ptr = np.zeros(n + 1, np.int64)

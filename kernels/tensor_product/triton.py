@@ -25,8 +25,8 @@ LANES = 32
 MAX_REGISTERS = 120
 # Products that one kernel may be made of: the compiler keeps more of their operands than there are registers, and takes
 # time that grows faster than their number.
-MAX_PRODUCTS = 480
-MAX_EDGE_PRODUCTS = 720
+MAX_PRODUCTS = 450
+MAX_EDGE_PRODUCTS = 400
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def groups(program: Program, terms: tuple, transposed: bool, dtype: torch.dtype)
     result, registers, products = [], 0, 0
     for (mul, target), paths in sorted(bundles.items(), key=lambda item: item[0][0]):
         rows = target.dim + num_v * max(path.source.dim for path in paths) / 4  # operands come and go
-        more = num_products(paths, terms)
+        more = num_products(paths, terms, dtype)
         joins = bool(result) and result[-1][0].mul == mul
         if not joins or registers + size * rows > MAX_REGISTERS or products + more > MAX_PRODUCTS:
             result.append([])
@@ -118,9 +118,10 @@ def groups(program: Program, terms: tuple, transposed: bool, dtype: torch.dtype)
     return result
 
 
-def num_products(paths: list[Contraction], terms: tuple) -> int:
-    """How much code these paths are."""
-    return len(terms) * sum(len(combination) for path in paths for combination in path.matrix.values())
+def num_products(paths: list[Contraction], terms: tuple, dtype: torch.dtype) -> int:
+    """How much code these paths are; numbers of 64 bits count twice, for they take two registers."""
+    size = torch.finfo(dtype).bits // 32
+    return size * len(terms) * sum(len(combination) for path in paths for combination in path.matrix.values())
 
 
 def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, transposed: bool, dtype: torch.dtype):
@@ -187,7 +188,7 @@ def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, p
         blocks[path.source, path.mul].append(path)
     parts, products = [{}], 0
     for block, paths in blocks.items():
-        more = num_products(paths, terms)
+        more = num_products(paths, terms, dtype)
         if parts[-1] and products + more > MAX_EDGE_PRODUCTS:
             parts.append({})
             products = 0

@@ -31,16 +31,16 @@ class Stop(Exception):
 
 def interrupt_after(monkeypatch, evaluations: int, action) -> None:
     """Let ``action`` happen in the evaluation after so many."""
-    left, predict = [evaluations], Potential.predict
+    left, evaluate = [evaluations], Potential.evaluate
 
-    def predict_until(self, *arguments):
+    def evaluate_until(self, *arguments, **options):
         left[0] -= 1
         if left[0] < 0:
             left[0] = 10**9
             action()
-        return predict(self, *arguments)
+        return evaluate(self, *arguments, **options)
 
-    monkeypatch.setattr(Potential, "predict", predict_until)
+    monkeypatch.setattr(Potential, "evaluate", evaluate_until)
 
 
 def raising(error):

@@ -53,15 +53,15 @@ def test_option_faults(fastlr, model_file, water_file, tmp_path):
 
 
 def test_a_signal_stops_between_steps_and_writes(fastlr, model_file, water_file, tmp_path, monkeypatch):
-    left, predict = [4], Potential.predict
+    left, evaluate = [4], Potential.evaluate
 
-    def predict_and_signal(self, *arguments):
+    def evaluate_and_signal(self, *arguments, **options):
         left[0] -= 1
         if left[0] == 0:
             signal.raise_signal(signal.SIGINT)
-        return predict(self, *arguments)
+        return evaluate(self, *arguments, **options)
 
-    monkeypatch.setattr(Potential, "predict", predict_and_signal)
+    monkeypatch.setattr(Potential, "evaluate", evaluate_and_signal)
     output = tmp_path / "out.extxyz"
     result = fastlr("relax", model_file, water_file, "-o", output, "--fmax", 1e-12)
     assert result.code == 130 and result.err == f"stopped after 3 steps; start from {output} to go on\n"

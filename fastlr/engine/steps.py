@@ -1,0 +1,104 @@
+"""One structure after another of the same atoms, moved a little: neighbour lists and charges are carried on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from fastlr.conditions import conditions_of
+from fastlr.graph import Graph, stated_charge
+from fastlr.kernels.charge_solver.memory import Memory
+from fastlr.potential import Potential, Prediction, single_graph
+
+SKIN = 0.6  # Å
+
+
+class Steps:
+    """Predictions along a path of configurations: dynamics, relaxations.
+
+    Edges and Coulomb tables reach ``skin`` farther than the model does and are made anew when an atom has moved half of
+    it since, or when anything but positions has changed. Where charges are found by iteration, it starts from an
+    extrapolation of those of the last steps.
+
+    Args:
+        potential: gives the predictions.
+        skin: Å.
+
+    Attributes:
+        evaluations, rebuilds: how many there were.
+        memory: charges of the last steps, and how the last solves went.
+    """
+
+    def __init__(self, potential: Potential, skin: float = SKIN):
+        self.potential, self.skin = potential, skin
+        self.evaluations = self.rebuilds = 0
+        self.memory = Memory()
+        self._list: Graph | None = None
+        self._built_for: Atoms | None = None
+
+    def predict(self, atoms: Atoms, charge: float | None = None, *, forces: bool = True) -> Prediction:
+        """As ``Potential.predict`` of one structure."""
+        graph = self.graph(atoms, charge)
+        self.evaluations += 1
+        return next(self.potential.evaluate(graph, [atoms], forces=forces))
+
+    def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
+        """The structure as the model takes it, with edges up to its cutoff.
+
+        Raises:
+            InputError: see ``Graph.from_atoms``, or the structure is too large for the memory budget.
+        """
+        if not self._holds_for(atoms):
+            self._rebuild(atoms, charge)
+            graph = self._list
+        else:
+            name = f"structure 0 ({atoms.get_chemical_formula() or 'no atoms'})"
+            conditions, total = conditions_of(atoms, name, stated_charge(atoms, charge))
+            if (conditions is None) != (self._list.conditions is None):
+                self._rebuild(atoms, charge)  # which also refuses what the model does not know
+                conditions = self._list.conditions
+            positions = torch.from_numpy(np.array(atoms.positions, np.float64))
+            graph = replace(self._list, positions=positions, conditions=conditions)
+            graph = replace(graph, charge=graph.charge.new_full((1,), total))
+        return replace(graph.within(self.potential.config.r_max), memory=self.memory)
+
+    def forget(self) -> None:
+        """The next step begins anew."""
+        self._list = self._built_for = None
+        self.memory.clear()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is carried on, for ``restore``: steps after that are the same to the last bit."""
+        if self._built_for is None:
+            return {}
+        return {"list_positions": self._built_for.positions, **self.memory.state()}
+
+    def restore(self, atoms: Atoms, state: dict[str, np.ndarray], charge: float | None = None) -> None:
+        """Go on with what ``state`` has told, for a structure like ``atoms`` (whose positions are not read)."""
+        self.forget()
+        if not state:
+            return
+        built_for = atoms.copy()
+        built_for.positions = state["list_positions"]
+        self._rebuild(built_for, charge)
+        self.memory.restore({name: value for name, value in state.items() if name != "list_positions"})
+
+    def _rebuild(self, atoms: Atoms, charge: float | None) -> None:
+        if self._built_for is not None and not np.array_equal(atoms.numbers, self._built_for.numbers):
+            self.memory.clear()
+        graph = single_graph(atoms, self.potential.config, charge, skin=self.skin)
+        self.potential.check_memory(graph, "structure 0")
+        self._list, self._built_for = graph, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        self.rebuilds += 1
+
+    def _holds_for(self, atoms: Atoms) -> bool:
+        built = self._built_for
+        if built is None or len(built) != len(atoms) or not np.array_equal(built.numbers, atoms.numbers):
+            return False
+        if not (np.array_equal(built.pbc, atoms.pbc) and np.array_equal(built.cell.array, atoms.cell.array)):
+            return False
+        moved = ((atoms.positions - built.positions) ** 2).sum(axis=1)
+        return bool((moved < (0.5 * self.skin) ** 2).all())  # not for positions that are not finite
