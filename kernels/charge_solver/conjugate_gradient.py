@@ -78,10 +78,6 @@ class ConjugateGradient:
             z = self.preconditioner(residual)
             z = z - self.response * (z.sum() / self.response.sum())
             previous, slope = slope, float(residual @ z)
-            if slope <= 0.0 and isinstance(self.preconditioner, Fourier):
-                self.preconditioner.weaken()
-                self.response, direction, slope = self.preconditioner(torch.ones_like(q)), None, 1.0
-                continue
             direction = z if direction is None else z + (slope / previous) * direction
             image = self.hessian(direction)
             curvature = float(direction @ image)

@@ -5,12 +5,16 @@ H = k A + J is taken for D + k sum_k g(k) [cos cos' + sin sin'] with g(k) = (4 p
     D = J + k (1 / (s_i sqrt(pi)) - 1 / sqrt(pi w)),
 
 what a wide Gaussian of squared width w leaves of an atom, but no less than its mean. By Woodbury's formula, with the
-waves orthogonal on the atoms on average,
+waves orthogonal on the atoms on average, S = sum_i 1 / D_i, and f(k) = 1 / (1 / (k g(k)) + S),
 
-    M^-1 r = r / D - (1 / D) sum_k f(k) [cos cos' + sin sin'] (r / D),      f(k) = 1 / (1 / (k g(k)) + sum_i 1 / D_i).
+    M^-1 = 1 / D - (1 / D) sum_k f(k) [cos cos' + sin sin'] (1 / D).
 
-Only waves longer than about two distances between atoms are orthogonal on them, and only these matter (exp(-w k^2)), so
-the sums are done on a coarse mesh.
+Waves on atoms are not orthogonal, though, and then this need not be positive definite. A square is, whatever the atoms:
+
+    M^-1 = D^-1/2 B^2 D^-1/2,      B = 1 - D^-1/2 sum_k h(k) [cos cos' + sin sin'] D^-1/2,      (1 - h S)^2 = 1 - f S,
+
+which is the same where waves are orthogonal. Only waves longer than about two distances between atoms are nearly so, and
+only these matter (exp(-w k^2)), so the sums are done on a coarse mesh.
 """
 
 import math
@@ -44,7 +48,8 @@ class Fourier:
         width = float(a.max().clamp_min(0.25))
         own = torch.where(a > 0.0, (math.pi * a.clamp_min(1e-6)).rsqrt(), (math.pi * 0.25 * width) ** -0.5)
         diagonal = hardness + constant * (own - (math.pi * width) ** -0.5).clamp_min(0.0)
-        self.diagonal = diagonal.clamp_min(float(diagonal.mean()))
+        diagonal = diagonal.clamp_min(float(diagonal.mean()))
+        self.root = diagonal.rsqrt()
         cell, height = system.lattice()[0], float(system.tables.height[0])
         volume = float(torch.linalg.det(cell).abs())
         reach = REACH * (6.0 * math.pi**2 * len(a) / volume) ** (1.0 / 3.0)
@@ -53,7 +58,7 @@ class Fourier:
         self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
         self.x = coordinates(system.positions, cell, self.dims)
         self.bins = bins_of(self.x, self.dims, ORDER)
-        self.filter = self._filter(cell, width, constant, float((1.0 / self.diagonal).sum()), reach, height)
+        self.filter = self._filter(cell, width, constant, float((1.0 / diagonal).sum()), reach, height)
 
     def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:
         indices = [index.to(cell.dtype) for index in waves(self.dims, cell.device)]
@@ -67,18 +72,18 @@ class Fourier:
         k = n1[:, None, None, None] * lattice[0] + n2[:, None, None] * lattice[1] + n3[:, None] * lattice[2]
         inside = (g > 0.0) & ((k**2).sum(dim=-1) < reach**2)
         number = math.prod(self.dims)  # irfftn divides by it
-        return torch.where(inside, number / (1.0 / torch.where(inside, g, 1.0) + load) / damping, 0.0)
+        weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * load)  # 1 - f S
+        return torch.where(inside, number / load * (1.0 - weak.sqrt()) / damping, 0.0)
 
     @torch.no_grad()
     def __call__(self, r: Tensor) -> Tensor:
-        y = r / self.diagonal
-        mesh = spread(y[:, None], self.x, self.dims, 0, ORDER, self.bins)
-        mesh = filtered(torch.fft.rfftn(mesh), self.filter, self.dims)
-        return y - gather(mesh, self.x, 0, ORDER, self.bins)[:, 0] / self.diagonal
+        return self.root * self._without_waves(self._without_waves(self.root * r))
 
-    def weaken(self) -> None:
-        """Half of the waves' part: less of a help, but positive definite where the atoms are unlike any lattice."""
-        self.filter *= 0.5
+    def _without_waves(self, y: Tensor) -> Tensor:
+        """B y."""
+        mesh = spread((self.root * y)[:, None], self.x, self.dims, 0, ORDER, self.bins)
+        mesh = filtered(torch.fft.rfftn(mesh), self.filter, self.dims)
+        return y - self.root * gather(mesh, self.x, 0, ORDER, self.bins)[:, 0]
 
 
 class Jacobi:
