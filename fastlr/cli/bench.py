@@ -46,6 +46,87 @@ def convolution(
 
 
 @bench.command()
+def electrostatics(
+    repeat: Annotated[
+        list[int] | None,
+        typer.Option(help="Cells of NaCl along each axis, for several sizes more than once; default 8, 4,096 ions."),
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Contestants by name, the first being what the others are compared with (default: all).")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64; fastlr computes in float64.")] = "float64",
+    tolerance: Annotated[float, typer.Option(help="Relative RMS error of forces that all are tuned to.")] = 1e-4,
+    seconds: SecondsOption = 10.0,
+    output: OutputOption = None,
+) -> None:
+    """Energy and forces of point charges in NaCl, beside torch-pme and nvalchemi, all equally accurate."""
+    import torch
+
+    from fastlr.bench.coulomb import CONTESTANTS, run_coulomb
+    from fastlr.bench.peers import named
+
+    if dtype not in ("float32", "float64"):
+        raise InputError(f"there is no dtype '{dtype}'; there are float32, float64")
+    options = {"dtype": getattr(torch, dtype), "tolerance": tolerance, "seconds": seconds, "device": device}
+    contestants, results = named(CONTESTANTS, against), []
+    for size in repeat or [8]:
+        print(f"NaCl, {8 * size**3:,} ions:")
+        results.append(run_coulomb(size, contestants=contestants, **options))
+    _finish("electrostatics", results, output, device)
+
+
+@bench.command()
+def equilibration(
+    problem: Annotated[list[str] | None, typer.Option(help="molecules or cell (default: both).")] = None,
+    against: Annotated[
+        str, typer.Option(help="Contestants by name, the first being what the others are compared with (default: all).")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64; fastlr computes in float64.")] = "float64",
+    seconds: SecondsOption = 10.0,
+    output: OutputOption = None,
+) -> None:
+    """Charges of 1,024 molecules at once or of a cell of 1,000 atoms, and their gradients, beside other solvers."""
+    import torch
+
+    from fastlr.bench.equilibration import CONTESTANTS, PROBLEMS, run_equilibration
+    from fastlr.bench.peers import named
+
+    for wanted, known in ((problem or [], tuple(PROBLEMS)), ([dtype], ("float32", "float64"))):
+        unknown = [value for value in wanted if value not in known]
+        if unknown:
+            raise InputError(f"there is no '{unknown[0]}'; there are {', '.join(known)}")
+    options = {"dtype": getattr(torch, dtype), "seconds": seconds, "device": device}
+    contestants = named(CONTESTANTS, against)
+    results = []
+    for name in problem or PROBLEMS:
+        print(f"{name}:")
+        results.append(run_equilibration(PROBLEMS[name](), contestants=contestants, **options))
+    _finish("equilibration", results, output, device)
+
+
+@bench.command()
+def scaling(
+    repeat: Annotated[
+        list[int] | None,
+        typer.Option(help="Cells of NaCl along each axis, more than once for several (default: 5, 8, 12, 17, 24)."),
+    ] = None,
+    hardness: Annotated[
+        list[float] | None, typer.Option(help="J in atomic units, more than once for several (default: 0.3).")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Root-mean-square error of charges, e.")] = 1e-8,
+    seconds: SecondsOption = 10.0,
+    output: OutputOption = None,
+) -> None:
+    """Iterations, time and memory of the charge solver in ever larger cells, and the exponent of its time."""
+    from fastlr.bench.scaling import REPEATS, run_scaling
+
+    results = run_scaling(repeat or REPEATS, hardness or (0.3,), tolerance=tolerance, seconds=seconds)
+    _finish("scaling", results, output, "cpu")
+
+
+@bench.command()
 def model(
     repeat: Annotated[int, typer.Option(help="Cells of NaCl along each axis; 4 gives 512 atoms.")] = 4,
     seconds: SecondsOption = 20.0,

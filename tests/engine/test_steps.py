@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from ase.build import bulk
+from fastlr.kernels.charge_solver import solvers
 from reference import structures
 from reference.models import small_model
 
 from fastlr import Potential
 from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
-from fastlr.kernels.charge_solver import solvers
 
 MAKERS = {"molecule": structures.water_cluster, "cell": structures.salt, "slab": structures.slab,
           "skewed cell": structures.skewed_cell}  # fmt: skip
