@@ -36,7 +36,8 @@ class ConjugateGradient:
         system: one structure.
         hardness: (N,) J in eV/e^2.
         constant: k, eV Å.
-        tolerance: bound on the root-mean-square error of the charges, e.
+        tolerance: bound on the root-mean-square error of the charges, e; relative to what drives them apart where that
+            is little.
 
     Attributes:
         reports: one a solve.
@@ -58,20 +59,28 @@ class ConjugateGradient:
         """H q."""
         return self.constant * self.operator(q) + self.hardness * q
 
+    @staticmethod
+    def _scale(rhs: Tensor, total: Tensor, least: float) -> float:
+        """How large the solution may be, and no more than one: that of an adjoint is proportional to a loss, which may
+        be small."""
+        spread = float((rhs - rhs.mean()).square().mean().sqrt())
+        return min(1.0, spread / least + abs(float(total)) / len(rhs))
+
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Charges (N,) and multiplier (1,), from charges ``start`` if there are some that are nearly right."""
         n = len(rhs)
         q = torch.zeros_like(rhs) if start is None else start.clone()
         q += (total - q.sum()) / n
-        target = self.tolerance * math.sqrt(n) * float(self.hardness.min())
+        least = float(self.hardness.min())
+        target = self.tolerance * self._scale(rhs, total, least) * math.sqrt(n) * least
         gradient = self.hessian(q) - rhs
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
             residual = gradient.mean() - gradient
             norm = float(torch.linalg.vector_norm(residual))
             if norm <= target:
-                self.reports.append(Report(iteration, norm / float(self.hardness.min()) / math.sqrt(n)))
+                self.reports.append(Report(iteration, norm / least / math.sqrt(n)))
                 return q, -gradient.mean()[None]
             if not math.isfinite(norm):
                 raise IndefiniteError([0])
@@ -85,7 +94,7 @@ class ConjugateGradient:
                 raise IndefiniteError([0])
             q += (slope / curvature) * direction
             gradient += (slope / curvature) * image
-        bound = norm / float(self.hardness.min()) / math.sqrt(n)
+        bound = norm / least / math.sqrt(n)
         raise ConvergenceError(
             [0],
             f"after {MAX_ITERATIONS} iterations the root-mean-square error of the charges may still be {bound:.1e} e, "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..autograd import wanted
 from ..ewald.coulomb import coulomb_form, slab_constant
+from ..ewald.forces import form_gradients
 from ..ewald.system import System
 from .constraints import Constraints
 from .solvers import TOLERANCE, Memory, choose
@@ -85,6 +86,9 @@ def _partial(adjoint, q, geometry, needed: list[bool], system: System, constant:
     if not any(needed):
         return gradients
     create_graph = torch.is_grad_enabled()
+    if not create_graph and not needed[1] and not system.has_slabs:
+        by_position, by_cell = form_gradients(adjoint, q, system)
+        return [-constant * by_position, None, -constant * by_cell if needed[2] else None]
     with torch.enable_grad():
         # charges depend on the geometry, too: through other tensors than these
         if create_graph:

@@ -13,8 +13,8 @@ Waves on atoms are not orthogonal, though, and then this need not be positive de
 
     M^-1 = D^-1/2 B^2 D^-1/2,      B = 1 - D^-1/2 sum_k h(k) [cos cos' + sin sin'] D^-1/2,      (1 - h S)^2 = 1 - f S,
 
-which is the same where waves are orthogonal. Only waves longer than about two distances between atoms are nearly so, and
-only these matter (exp(-w k^2)), so the sums are done on a coarse mesh.
+which is the same where waves are orthogonal. Only waves longer than about two distances between atoms are nearly so,
+and only these matter (exp(-w k^2)), so the sums are done on a coarse mesh.
 """
 
 import math

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..ewald_mesh.potential import mesh_form
+from ..ewald_mesh.potential import MeshPotential, mesh_form
 from . import reciprocal
 from .op import coulomb_pairs, pair_values
 from .system import System
@@ -96,4 +96,18 @@ def coulomb_matrix(system: System) -> Tensor:
     average = average * (squared_eta - spread[:, :, None] - spread[:, None, :])
     average = torch.where((tables.height > 0.0)[:, None, None], 0.0, average)
     average = average * inside[:, :, None] * inside[:, None, :]
-    return matrix.index_add_(0, tables.periodic, reciprocal.matrix(system, lattice) - average)
+    matrix.index_add_(0, tables.periodic, reciprocal.matrix(system, lattice) - average)
+    if system.has_meshes:
+        _add_meshes(matrix, system)
+    return matrix
+
+
+def _add_meshes(matrix: Tensor, system: System) -> None:
+    """Column by column, as the mesh has it: derivatives are those of the mesh, too."""
+    for b, eta, mesh in system.meshes():
+        if mesh is None:
+            continue
+        own = slice(int(system.node_ptr[b]), int(system.node_ptr[b + 1]))
+        potential, n = MeshPotential(system.positions[own], system.cell[b], eta, *mesh), own.stop - own.start
+        for j, unit in enumerate(torch.eye(n, dtype=matrix.dtype, device=matrix.device)):
+            matrix[b, :n, j] += potential(unit)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ewald_mesh.convolution import filtered
-from ..ewald_mesh.influence import influence, waves
+from ..ewald_mesh.influence import fixed_influence, squares, waves
 from ..ewald_mesh.op import bins_of, gather, spread
 from ..ewald_mesh.potential import coordinates
 from . import reciprocal
@@ -82,6 +82,15 @@ class CoulombForces:
         form.index_add_(0, self.system.tables.periodic, far)
         if strain is not None:
             strain.index_add_(0, self.system.tables.periodic, far_strain)
+
+
+@torch.no_grad()
+def form_gradients(u: Tensor, q: Tensor, system: System) -> tuple[Tensor, Tensor]:
+    """Derivatives of ``coulomb_form`` by positions (N, 3) and by cells at fixed positions (B, 3, 3); not for slabs."""
+    _, gradient, strain = CoulombForces(system)(system.positions, q, u, virial=True)
+    outer = system.positions[:, :, None] * gradient[:, None, :]
+    rest = strain.index_add(0, system.batch, outer, alpha=-1.0)
+    return gradient, torch.linalg.solve(system.cell.transpose(1, 2), rest)
 
 
 @torch.no_grad()
@@ -209,7 +218,7 @@ class _Mesh:
         self.b, self.eta, self.dims, self.p = b, eta, dims, p
         self.own = slice(int(system.node_ptr[b]), int(system.node_ptr[b + 1]))
         self.cell = system.cell[b]
-        self.influence = influence(self.cell, eta, dims, p)
+        self.influence = fixed_influence(self.cell, eta, dims, p)
         self.scale = torch.linalg.inv(self.cell) * self.cell.new_tensor(dims)  # from positions to mesh coordinates
 
     def __call__(self, positions, q, u, form, gradient, strain) -> None:
@@ -234,9 +243,24 @@ class _Mesh:
         if n3 % 2 == 0:
             twice[-1] = 1.0
         products *= twice / number
-        indices = torch.cartesian_prod(*(index.to(products.dtype) for index in waves(self.dims, products.device)))
-        k = indices @ (2.0 * math.pi * torch.linalg.inv(self.cell)).T
-        return _strain(products.flatten()[None], k[None], products.new_tensor([[self.eta]]))[0]
+        reciprocal = 2.0 * math.pi * torch.linalg.inv(self.cell).T  # rows
+        first, second, third = indices = [index.to(products.dtype) for index in waves(self.dims, products.device)]
+        square = squares(reciprocal @ reciprocal.T, indices)
+        square[0, 0, 0] = 1.0  # k = 0 has no products
+        total = products.sum()
+        products *= square.reciprocal_().mul_(2.0).add_(self.eta**2)
+        # sums of n_a n_b over the indices n of the wave vectors, from sums over the third of them
+        plane, along = products.sum(dim=2), products @ third
+        moments = products.new_zeros(3, 3)
+        moments[0, 1], moments[0, 2], moments[1, 2] = (
+            first @ plane @ second,
+            first @ along.sum(1),
+            along.sum(0) @ second,
+        )
+        moments = moments + moments.T
+        moments[0, 0], moments[1, 1] = first**2 @ plane.sum(1), plane.sum(0) @ second**2
+        moments[2, 2] = (products @ third**2).sum()
+        return reciprocal.T @ moments @ reciprocal - total * torch.eye(3).to(products)
 
 
 def _strain(products: Tensor, k: Tensor, eta: Tensor) -> Tensor:

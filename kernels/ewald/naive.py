@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .system import System
+from .tables import wave_indices
+
+MESH_WAVES = 1e-12  # relative size at which the waves end that stand for a particle mesh
 
 
 def coulomb_matrix(system: System) -> Tensor:
@@ -24,6 +27,8 @@ def coulomb_matrix(system: System) -> Tensor:
         k = 0        - 2 pi (eta^2 - g_ij^2) / V everywhere: the average potential of each Gaussian is zero, so
                      that A is positive semidefinite and does not depend on eta, and a net charge is
                      compensated by a uniform background
+
+    Waves are those of the tables, or for a particle mesh those that it stands for.
 
     A slab of area S, z along its normal, with real space and self as above and
 
@@ -63,8 +68,14 @@ def coulomb_matrix(system: System) -> Tensor:
 
 
 def _cell(x: Tensor, a: Tensor, lattice: Tensor, tables, number: int, eta: Tensor) -> Tensor:
-    line, sign, third = torch.nonzero(tables.waves[number], as_tuple=True)
-    indices = torch.cat([tables.lines[number, line], (third * (1 - 2 * sign))[:, None]], dim=1).to(x.dtype)
+    lines, waves = tables.lines[number], tables.waves[number]
+    if bool(tables.mesh[number].any()):
+        k_max = math.sqrt(-2.0 * math.log(MESH_WAVES)) / float(eta)
+        lines, waves = (
+            torch.from_numpy(part).to(x.device) for part in wave_indices(lattice.detach().cpu().numpy(), k_max)
+        )
+    line, sign, third = torch.nonzero(waves, as_tuple=True)
+    indices = torch.cat([lines[line], (third * (1 - 2 * sign))[:, None]], dim=1).to(x.dtype)
     volume = torch.linalg.det(lattice).abs()
     waves = 2.0 * math.pi * indices @ torch.linalg.inv(lattice).T
     k2 = (waves**2).sum(dim=1)

@@ -19,7 +19,7 @@ default; the full sum is there for comparison.
 """
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ def influence(
     for m in [(i, j, k) for i in shifts for j in shifts for k in shifts]:
         total = total + _term(cell, eta, dims, p, height, m)
     return total
+
+
+def fixed_influence(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int, height: float = 0.0) -> Tensor:
+    """The same without derivatives; the last one is kept, for cells that do not change from step to step."""
+    return _kept(tuple(cell.flatten().tolist()), cell.dtype, cell.device, eta, tuple(dims), p, height)
+
+
+@lru_cache(maxsize=1)
+def _kept(cell, dtype, device, eta, dims, p, height) -> Tensor:
+    return influence(torch.tensor(cell, dtype=dtype, device=device).view(3, 3), eta, dims, p, height)
 
 
 def _term(
@@ -76,10 +86,7 @@ def green(cell: Tensor, eta: float, indices: list[Tensor], height: float = 0.0) 
     reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).T  # rows
     first, second, third = indices
     metric = reciprocal @ reciprocal.T
-    plane = metric[0, 0] * (first**2)[:, None] + metric[1, 1] * second**2
-    plane = plane + 2.0 * metric[0, 1] * first[:, None] * second  # (A, B) square of the part in the plane
-    cross = 2.0 * (metric[0, 2] * first[:, None] + metric[1, 2] * second)
-    k2 = plane[:, :, None] + cross[:, :, None] * third + metric[2, 2] * third**2
+    k2 = squares(metric, indices)
     zero = (first == 0)[:, None] & (second == 0)
     origin = zero[:, :, None] & (third == 0)
     # a number far out at k = 0 makes both the function and its derivatives zero there
@@ -87,8 +94,22 @@ def green(cell: Tensor, eta: float, indices: list[Tensor], height: float = 0.0) 
     volume = torch.linalg.det(cell).abs()
     g = torch.exp(-0.5 * eta**2 * k2) * (4.0 * math.pi / volume / k2)
     if height > 0.0:
-        g = g * _cut(cell, reciprocal, indices, plane, height)
+        g = g * _cut(cell, reciprocal, indices, _plane(metric, indices), height)
     return g.masked_fill(origin, 0.0)
+
+
+def squares(metric: Tensor, indices: list[Tensor]) -> Tensor:
+    """k^2 (A, B, C) of the wave vectors with these indices, given the products of the reciprocal vectors (3, 3)."""
+    first, second, third = indices
+    cross = 2.0 * (metric[0, 2] * first[:, None] + metric[1, 2] * second)
+    return _plane(metric, indices)[:, :, None] + cross[:, :, None] * third + metric[2, 2] * third**2
+
+
+def _plane(metric: Tensor, indices: list[Tensor]) -> Tensor:
+    """(A, B) square of the part in the plane of the first two reciprocal vectors."""
+    first, second, _ = indices
+    plane = metric[0, 0] * (first**2)[:, None] + metric[1, 1] * second**2
+    return plane + 2.0 * metric[0, 1] * first[:, None] * second
 
 
 def _cut(cell: Tensor, reciprocal: Tensor, indices: list[Tensor], plane: Tensor, height: float) -> Tensor:

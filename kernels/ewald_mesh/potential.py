@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .convolution import convolve, filtered, form
-from .influence import influence
+from .influence import fixed_influence, influence
 from .op import bins_of, gather, spread
 
 
@@ -85,7 +85,7 @@ class MeshPotential:
         self.dims, self.p = tuple(dims), p
         self.x = coordinates(positions, cell, dims)
         self.bins = bins_of(self.x, dims, p)
-        self.influence = influence(cell, eta, dims, p, height)
+        self.influence = fixed_influence(cell, eta, dims, p, height)
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:
