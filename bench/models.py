@@ -71,6 +71,44 @@ def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0,
     }
 
 
+def nequip_lr_inference(repeat: int = 4, seconds: float = 10.0, say: Callable = print) -> dict:
+    """Energy, forces and stress of NaCl by NequIP-LR and each CPU backend, beside ``nequip`` with NequIP.
+
+    The ``nequip`` package has no charges: its contestant is its own model with as many layers of the same size, which
+    has less to do. The backends are checked against each other to 1e-5 in float32.
+    """
+    atoms = rock_salt(repeat)
+    model, data = _nequip(atoms, NEQUIP_LR["r_max"])
+    runs, errors = {"nequip (NequIP, without charges)": lambda: model(dict(data))["forces"].detach()}, {}
+    expected = None
+    for backend in ("reference", "cpu"):
+        torch.manual_seed(0)
+        potential = Potential(build_model(parse_config(NEQUIP_LR)), backend=backend)
+        graph = potential.graph(atoms)
+
+        def run(potential=potential, graph=graph):
+            return evaluate(potential.model, graph)
+
+        out = run()
+        expected = expected or out
+        errors[backend] = {
+            "energy_eV_per_atom": float((out["energy"] - expected["energy"]).abs().sum() / len(atoms)),
+            **{key: relative_rms(out[key], expected[key]) for key in ("forces", "charges", "stress")},
+        }
+        if errors[backend]["forces"] > 1e-5:
+            say(f"  {backend}: NOT TIMED, forces differ by {errors[backend]['forces']:.1e}")
+            continue
+        runs[f"fastlr {backend}"] = run
+    layers = f"{NEQUIP_LR['num_charge_layers']} + {NEQUIP_LR['num_layers']} layers"
+    return {
+        "problem": f"NequIP-LR {layers}, l_max 2, 32 features, r {NEQUIP_LR['r_max']:g} Å",
+        "nodes": len(atoms),
+        "edges": int(data["edge_index"].shape[1]),
+        "errors": errors,
+        "times": {"energy, forces, stress": alternate(runs, seconds=seconds)},
+    }
+
+
 def _nequip(atoms: Atoms, r_max: float):
     """A model of the ``nequip`` package in float32 with random weights, and its input."""
     from nequip.data import AtomicDataDict, from_ase

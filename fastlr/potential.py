@@ -19,6 +19,7 @@ from .kernels.charge_solver.memory import Memory
 from .memory import MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
+from .models.tables import tabulate, without_tables
 from .parity import check_parity
 from .pretrained import available_models, model_path
 
@@ -121,8 +122,12 @@ class Potential:
         device = _usable_device(device if device is not None else self.device)
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
+        without_tables(self.model)
         self.parity = check_parity(self.model, operations)
         self.operations = operations
+        # those who choose float64 want the digits that a table's derivatives lack
+        wanted = operations.chosen["radial_table"] != "reference" and self.config.torch_dtype == torch.float32
+        self.tables = tabulate(self.model, keep=True) if wanted else None
         return self
 
     @property
@@ -245,7 +250,7 @@ class Potential:
         checkpoint.save_checkpoint(path, self.config, self.model.state_dict(), self.card)
 
     def report(self) -> str:
-        """Which implementation serves each operation, and the parity measured at load."""
+        """Which implementation serves each operation, with the parity measured at load, and the radial tables."""
         parity = {row.operation: f"parity {row.error:.1e}" for row in self.parity}
         lines = [
             f"{self.name}: {self.config.kind}, {sum(p.numel() for p in self.model.parameters())} parameters, "
@@ -254,6 +259,11 @@ class Potential:
         for operation, served_by, remark in self.operations.table():
             note = parity.get(operation, "the specification itself")
             lines.append(f"  {operation:<15} {served_by:<15} {note}{'; ' + remark if remark else ''}")
+        if self.tables is None:
+            lines.append("  radial networks evaluated at every edge")
+        else:
+            intervals, error = self.tables
+            lines.append(f"  radial networks from tables of {intervals} intervals, which differ by {error:.1e}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

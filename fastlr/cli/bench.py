@@ -132,10 +132,11 @@ def model(
     seconds: SecondsOption = 20.0,
     output: OutputOption = None,
 ) -> None:
-    """Energy, forces and stress of a NequIP model, beside the nequip package with the same weights."""
-    from fastlr.bench.models import nequip_inference
+    """Energy, forces and stress of NequIP beside the nequip package with the same weights, and of NequIP-LR."""
+    from fastlr.bench.models import nequip_inference, nequip_lr_inference
 
-    _finish("model", [nequip_inference(repeat, seconds=seconds)], output, "cpu")
+    results = [nequip_inference(repeat, seconds=seconds), nequip_lr_inference(repeat, seconds=seconds)]
+    _finish("model", results, output, "cpu")
 
 
 @bench.command()

@@ -29,8 +29,11 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> float:
     return worst
 
 
-def tabulate(model: torch.nn.Module) -> tuple[int, float] | None:
+def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | None:
     """Interpolate the radial networks of ``model`` from tables with as few intervals as ``TOLERANCE`` allows.
+
+    Args:
+        keep: make each table once; for weights that do not change any more.
 
     Returns:
         the number of intervals and the error, or None if no table is fine enough; the networks are then evaluated at
@@ -45,7 +48,14 @@ def tabulate(model: torch.nn.Module) -> tuple[int, float] | None:
             break
     for embedding in _modules(model, EdgeEmbedding):
         embedding.table_intervals = found[0] if found else None
+        embedding.kept_tables = {} if keep else None
     return found
+
+
+def without_tables(model: torch.nn.Module) -> None:
+    """Evaluate the radial networks of ``model`` at every edge."""
+    for embedding in _modules(model, EdgeEmbedding):
+        embedding.table_intervals = embedding.kept_tables = None
 
 
 def _modules(model: torch.nn.Module, kind: type) -> list:

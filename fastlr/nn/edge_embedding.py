@@ -15,6 +15,7 @@ class EdgeEmbedding(nn.Module):
     """
 
     table_intervals: int | None = None
+    kept_tables: dict | None = None  # of networks whose weights are fixed
 
     def __init__(self, r_max: float, l_max: int, num_bessels: int, trainable: bool, p: float, operations: Operations):
         super().__init__()
@@ -34,9 +35,9 @@ class EdgeEmbedding(nn.Module):
             return angular, EveryEdge(radial)
         angular, _ = edge_basis(vectors, self.r_max, self.roots.detach()[:0], self.p, self.l_max, dtype)
         lengths = torch.linalg.vector_norm(vectors, dim=1)
-        return angular, self.table(lengths, self.table_intervals, dtype)
+        return angular, self.table(lengths, self.table_intervals, dtype, self.kept_tables)
 
-    def table(self, lengths: Tensor, num_intervals: int, dtype: torch.dtype) -> Tabulated:
+    def table(self, lengths: Tensor, num_intervals: int, dtype: torch.dtype, kept: dict | None = None) -> Tabulated:
         """A table with ``num_intervals`` intervals for edges of ``lengths`` (E,)."""
         interpolate = self.operations.radial_table
-        return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate)
+        return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate, kept)

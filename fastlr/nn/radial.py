@@ -33,24 +33,34 @@ class Tabulated(NamedTuple):
         coefficients: (E, 6), splines at the edges.
         intervals: of the edges.
         interpolate: the kernel in use.
+        kept: tables of networks that do not change any more, by network; None while they do.
     """
 
     basis: Tensor
     coefficients: Tensor
     intervals: Intervals
     interpolate: Callable
+    kept: dict[Callable, Tensor] | None = None
 
     def weights(self, network: Callable) -> Tensor:
         """(E, outputs of the network)."""
+        if self.kept is None:
+            return self.interpolate(self.coefficients, self._table(network), self.intervals)
+        if network not in self.kept:
+            with torch.no_grad():
+                self.kept[network] = self._table(network)
+        return self.interpolate(self.coefficients, self.kept[network], self.intervals)
+
+    def _table(self, network: Callable) -> Tensor:
         table = site_weights(self.basis.shape[0] - 5, self.basis.device) @ network(self.basis)
-        return self.interpolate(self.coefficients, table.to(self.coefficients.dtype), self.intervals)
+        return table.to(self.coefficients.dtype)
 
 
-def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, interpolate) -> Tabulated:
+def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, interpolate, kept=None) -> Tabulated:
     """Tables of ``num_intervals`` intervals for edges of ``lengths`` (E,), float64; beyond the cutoff all is zero."""
     scaled = lengths * (num_intervals / r_max)
     intervals = Intervals.from_positions(scaled, num_intervals)
     coefficients = spline_coefficients(scaled - intervals.interval)
     coefficients = torch.where((lengths < r_max)[:, None], coefficients, 0.0)
     x = sites(num_intervals).to(lengths) / num_intervals
-    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, interpolate)
+    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, interpolate, kept)
