@@ -257,8 +257,10 @@ class Potential:
             f"{self.config.dtype} on {self.device}, backend '{self.operations.backend}'"
         ]
         for operation, served_by, remark in self.operations.table():
+            if served_by != "reference" and operation not in parity:
+                continue  # a model without charges
             note = parity.get(operation, "the specification itself")
-            lines.append(f"  {operation:<15} {served_by:<15} {note}{'; ' + remark if remark else ''}")
+            lines.append(f"  {operation:<20} {served_by:<15} {note}{'; ' + remark if remark else ''}")
         if self.tables is None:
             lines.append("  radial networks evaluated at every edge")
         else:
