@@ -1,5 +1,6 @@
 """The registry of backends and the parity check at load."""
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -81,7 +82,7 @@ def test_cuequivariance_gives_the_same(dtype):
     expected = Potential(model, backend="reference").predict(atoms)
     potential = Potential(model, backend="cuequivariance")
     report = potential.report()
-    assert "tensor_product  cuequivariance  parity" in report
+    assert re.search("tensor_product +cuequivariance +parity", report)
     assert "cuequivariance does not offer this operation" in report
     assert potential.parity[0].error > 0.0  # another implementation, not the reference again
     tolerance = 1e-5 if dtype == "float32" else 1e-12

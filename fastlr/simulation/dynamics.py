@@ -77,13 +77,21 @@ class MDStatus:
 
 @dataclass(frozen=True)
 class MDReport:
-    """How a run went."""
+    """How a run went.
+
+    Attributes:
+        rebuilds: neighbour lists made.
+        charge_iterations, adjoint_iterations: a step, on average, where charges are found by iteration; else 0.
+    """
 
     first_step: int
     last_step: int
     seconds: float
     start: MDStatus
     end: MDStatus
+    rebuilds: int = 0
+    charge_iterations: float = 0.0
+    adjoint_iterations: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,9 @@ def run_md(
                 saved = perf_counter()
             on_step(status)
         checkpoint()
-    return MDReport(first_step, step, perf_counter() - began, start, status)
+    seconds, evaluations = perf_counter() - began, max(calculator.steps.evaluations, 1)
+    iterations = [calculator.steps.memory.iterations(call) / evaluations for call in range(2)]
+    return MDReport(first_step, step, seconds, start, status, calculator.steps.rebuilds, *iterations)
 
 
 def draw_velocities(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> None:

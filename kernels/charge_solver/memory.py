@@ -23,6 +23,7 @@ class Memory:
 
     def __init__(self, length: int = 4):
         self.length, self.reports = length, {}
+        self._iterations: dict[int, int] = {}
         self._kept: dict[tuple[int, int], deque[Tensor]] = {}
 
     def guess(self, key: tuple[int, int], like: Tensor) -> Tensor | None:
@@ -40,6 +41,11 @@ class Memory:
         """Remember the solution of this step; ``key`` is the structure and the number of the solve."""
         self._kept.setdefault(key, deque(maxlen=self.length)).appendleft(solution.detach())
         self.reports[key] = report
+        self._iterations[key[1]] = self._iterations.get(key[1], 0) + report.iterations
+
+    def iterations(self, call: int) -> int:
+        """Of all steps so far, in the solve of this number."""
+        return self._iterations.get(call, 0)
 
     def state(self) -> dict[str, np.ndarray]:
         """The solutions by name, (k, N) each, for ``restore``."""
