@@ -124,9 +124,8 @@ def _print_report(report, settings, files) -> None:
     )
     print(f"total energy  {report.start.total:.6f} -> {report.end.total:.6f} eV")
     if report.charge_iterations:
-        print(
-            f"iterations    {report.charge_iterations:.1f} a step for charges, {report.adjoint_iterations:.1f} for forces"
-        )
+        charges, forces = report.charge_iterations, report.adjoint_iterations
+        print(f"iterations    {charges:.1f} a step for charges, {forces:.1f} for forces")
     if done:
         print(f"lists         made {report.rebuilds} times, for {done / max(report.rebuilds, 1):.3g} steps each")
     print(f"temperature   {report.start.temperature:.1f} -> {report.end.temperature:.1f} K")
