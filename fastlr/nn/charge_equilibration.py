@@ -10,6 +10,9 @@ from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.naive import SolverError
 from fastlr.kernels.ewald.system import System
 
+# Bound on the root-mean-square error of charges found by iteration, e. A model in float32 rounds them to 1e-7.
+TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-9}
+
 
 class ChargeEquilibration(nn.Module):
     """Charges that minimise  sum_i (chi_i q_i + J_i q_i^2 / 2) + (k / 2) q' A q  with sum q = Q in each structure.
@@ -65,7 +68,11 @@ class ChargeEquilibration(nn.Module):
                 the solver does not find it.
         """
         hardness = self.hardness.index_select(0, graph.species)
-        conditions, options, total = graph.conditions, {}, electronegativity
+        conditions, options, total = (
+            graph.conditions,
+            {"tolerance": TOLERANCE[self.operations.dtype]},
+            electronegativity,
+        )
         if conditions is not None:
             potential = conditions.potential_at(graph.positions, graph.batch)
             total = electronegativity + potential
