@@ -87,7 +87,7 @@ def _partial(adjoint, q, geometry, needed: list[bool], system: System, constant:
         return gradients
     create_graph = torch.is_grad_enabled()
     if not create_graph and not needed[1] and not system.has_slabs:
-        by_position, by_cell = form_gradients(adjoint, q, system)
+        by_position, by_cell = form_gradients(adjoint, q, system, needed[2])
         return [-constant * by_position, None, -constant * by_cell if needed[2] else None]
     with torch.enable_grad():
         # charges depend on the geometry, too: through other tensors than these

@@ -1,8 +1,14 @@
-"""Which solver serves a batch of structures.
+"""Which solver serves a batch of structures: the cost model.
 
-Small and medium structures are factorised together, padded to the largest: n^3 / 3 operations, and the reciprocal part
-of the matrix takes n^2 times the number of wave vectors, which grows with n, too. Large ones are solved one by one by
-conjugate gradients, which take a dozen products of O(n) to O(n log n) operations each.
+With n atoms, P entries in the pair list, K wave vectors, or a mesh of G points and splines of order p, one takes
+
+    batched, dense    4 n^2 K operations for its matrix, n^3 / 3 to factorise it, and 2 n^2 for each right-hand side
+    iterative         2 P + 8 n K, or 2 P + 4 p^3 n + 5 G log2 G, in each iteration of each right-hand side
+
+and some 8 iterations at J = 0.3 a.u., 16 at 0.05 and 36 at 0.005, whatever n is. K grows with n, so that matrices cost
+n^3. With 512 atoms of NaCl and wave vectors for 1e-10, one core took 77 ms for the matrix and 0.2 ms for a right-hand
+side, and by iteration 7 ms and 14 ms; inference has two right-hand sides, training four. ``LARGEST_DENSE`` is about
+where they break even. Small structures are solved in one launch, by kernels that are faster than LAPACK to 128 atoms.
 """
 
 import torch

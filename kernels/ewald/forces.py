@@ -85,12 +85,17 @@ class CoulombForces:
 
 
 @torch.no_grad()
-def form_gradients(u: Tensor, q: Tensor, system: System) -> tuple[Tensor, Tensor]:
-    """Derivatives of ``coulomb_form`` by positions (N, 3) and by cells at fixed positions (B, 3, 3); not for slabs."""
-    _, gradient, strain = CoulombForces(system)(system.positions, q, u, virial=True)
-    outer = system.positions[:, :, None] * gradient[:, None, :]
-    rest = strain.index_add(0, system.batch, outer, alpha=-1.0)
-    return gradient, torch.linalg.solve(system.cell.transpose(1, 2), rest)
+def form_gradients(u: Tensor, q: Tensor, system: System, by_cell: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of ``coulomb_form`` by positions (N, 3) and, if asked for, by cells at fixed positions (B, 3, 3); not
+    for slabs."""
+    _, gradient, strain = CoulombForces(system)(system.positions, q, u, virial=by_cell)
+    if not by_cell:
+        return gradient, None
+    rest = strain.index_add(0, system.batch, system.positions[:, :, None] * gradient[:, None, :], alpha=-1.0)
+    cell, periodic = system.periodic(system.cell), system.tables.periodic
+    # molecules know of no cell
+    found = torch.linalg.solve(cell.transpose(1, 2), system.periodic(rest))
+    return gradient, torch.zeros_like(system.cell).index_copy(0, periodic, found)
 
 
 @torch.no_grad()

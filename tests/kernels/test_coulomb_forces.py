@@ -5,7 +5,7 @@ import torch
 from ase.build import bulk
 from fastlr.kernels.ewald import forces as forces_module
 from fastlr.kernels.ewald.coulomb import coulomb_form, slab_constant
-from fastlr.kernels.ewald.forces import CoulombForces, energy_and_forces
+from fastlr.kernels.ewald.forces import CoulombForces, energy_and_forces, form_gradients
 from fastlr.kernels.ewald.system import System
 from fastlr.kernels.ewald.tables import CoulombTables, coulomb_tables
 from reference.coulomb_systems import CELL, MOLECULE, SLAB, random_system
@@ -86,6 +86,18 @@ def test_every_target_agrees(is_point, rng, device):
     found = CoulombForces(system.to(place))(*(t.to(place) for t in (system.positions, q, u)))
     for value, reference in zip(found[:2], expected, strict=False):
         assert relative_error(value.cpu(), reference) < 1e-12
+
+
+def test_gradients_by_cells(rng):
+    """At fixed positions; a molecule's cell may be anything, zeros too."""
+    system = random_system(rng, [(4, CELL), (3, MOLECULE), (1, CELL)])
+    system.cell[1] = 0.0
+    u, q = torch.from_numpy(rng.normal(size=(2, 8)))
+    leaves = [system.positions.clone().requires_grad_(True), system.cell.clone().requires_grad_(True)]
+    form = coulomb_form(u, q, system._replace(positions=leaves[0], cell=leaves[1])).sum()
+    for found, expected in zip(form_gradients(u, q, system), torch.autograd.grad(form, leaves), strict=True):
+        assert relative_error(found, expected) < 1e-12
+    assert form_gradients(u, q, system, by_cell=False)[1] is None
 
 
 def test_one_object_serves_many_steps(rng):
