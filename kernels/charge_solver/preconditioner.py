@@ -25,7 +25,7 @@ from torch import Tensor
 from ..ewald.system import System
 from ..ewald_mesh.convolution import filtered
 from ..ewald_mesh.influence import green, waves, window
-from ..ewald_mesh.op import bins_of, gather, spread
+from ..ewald_mesh.op import Stencils
 from ..ewald_mesh.parameters import smooth
 from ..ewald_mesh.potential import coordinates
 
@@ -56,8 +56,7 @@ class Fourier:
         # half again as fine as the shortest wave asks for, which keeps its aliases small
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cell), dim=0)
         self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
-        self.x = coordinates(system.positions, cell, self.dims)
-        self.bins = bins_of(self.x, self.dims, ORDER)
+        self.stencils = Stencils(coordinates(system.positions, cell, self.dims), self.dims, ORDER)
         self.filter = self._filter(cell, width, constant, float((1.0 / diagonal).sum()), reach, height)
 
     def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:
@@ -81,9 +80,8 @@ class Fourier:
 
     def _without_waves(self, y: Tensor) -> Tensor:
         """B y."""
-        mesh = spread((self.root * y)[:, None], self.x, self.dims, 0, ORDER, self.bins)
-        mesh = filtered(torch.fft.rfftn(mesh), self.filter, self.dims)
-        return y - self.root * gather(mesh, self.x, 0, ORDER, self.bins)[:, 0]
+        mesh = filtered(torch.fft.rfftn(self.stencils.spread(self.root * y)), self.filter, self.dims)
+        return y - self.root * self.stencils.gather(mesh)
 
 
 class Jacobi:

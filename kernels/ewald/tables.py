@@ -24,7 +24,10 @@ from torch import Tensor
 from ..ewald_mesh.parameters import choose
 from .op import PairList
 
-SMALLEST_MESH = 1500  # atoms; where mesh and structure factors take the same time on two CPU cores
+SMALLEST_MESH = 300  # atoms; below, no mesh is worth a thought
+# Seconds of energy and forces on one core (see ``ewald_mesh.parameters``): an entry of the pair list, and an atom and
+# wave vector, of which the tables hold half as many again as there are.
+_PAIR, _WAVE = 1.2e-8, 1.8e-9
 
 
 class CoulombTables(NamedTuple):
@@ -107,6 +110,14 @@ def balanced_eta(volume: float, num_atoms: int) -> float:
     return 0.8 * (volume**2 / num_atoms) ** (1.0 / 6.0) / np.sqrt(2.0 * np.pi)
 
 
+def wave_seconds(volume: float, n: int, reach: float, widest: float, eta: float | None) -> float:
+    """Time of energy and forces on one core by a sum over wave vectors."""
+    eta = balanced_eta(volume, n) if eta is None else eta
+    entries = n * (n / volume) * 4.0 / 3.0 * np.pi * (reach * max(eta, widest)) ** 3
+    waves = volume * (reach / eta) ** 3 / (12.0 * np.pi**2)
+    return entries * _PAIR + n * waves * _WAVE
+
+
 def coulomb_tables(
     positions: np.ndarray,
     cell: np.ndarray,
@@ -126,7 +137,7 @@ def coulomb_tables(
         widths: (n,) Gaussian widths s_i, Å; zero for a point charge.
         accuracy: relative size at which both sums are cut.
         eta: splitting width in Å (default: ``balanced_eta``, or what is cheapest with a mesh).
-        mesh: whether to use a particle mesh (default: for more than ``SMALLEST_MESH`` atoms in a cell).
+        mesh: whether to use a particle mesh (default: in cells, where it is estimated to be faster).
         skin: Å by which pairs may be farther apart, so that the tables hold until an atom has moved by half of it.
 
     Raises:
@@ -135,8 +146,6 @@ def coulomb_tables(
     n, pbc = len(positions), np.asarray(pbc, bool)
     if pbc.sum() == 1:
         raise ValueError("the Coulomb sum serves molecules, slabs and cells, not structures periodic in one direction")
-    if mesh is None:
-        mesh = bool(pbc.all()) and n > SMALLEST_MESH
     if mesh and not pbc.all():
         raise ValueError("a particle mesh is for cells periodic in all three directions")
     if not pbc.any():
@@ -148,6 +157,11 @@ def coulomb_tables(
     widest = float(np.sqrt(2.0) * np.max(widths, initial=0.0))
     axes, height = np.arange(3), 0.0
     lattice = np.array(cell, float)
+    if pbc.all() and (mesh or (mesh is None and n > SMALLEST_MESH)):
+        cutoff = None if eta is None else reach * eta
+        chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0))
+        if mesh is None:
+            mesh = chosen.seconds < wave_seconds(abs(np.linalg.det(lattice)), n, reach, widest, eta)
     if not pbc.all():
         axes = np.argsort(~pbc, kind="stable")  # the periodic ones first
         normal = np.cross(*lattice[axes[:2]])
@@ -160,8 +174,6 @@ def coulomb_tables(
         height = extent + reach * eta + 1.0 + skin
         lattice = np.stack([lattice[axes[0]], lattice[axes[1]], 2.0 * height * normal])
     elif mesh:
-        cutoff = None if eta is None else reach * eta
-        chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0))
         eta, reach = chosen.eta, chosen.r_cut / chosen.eta
     elif eta is None:
         eta = balanced_eta(abs(np.linalg.det(lattice)), max(n, 1))

@@ -51,7 +51,7 @@ def spread(c: Tensor, bins: Bins, dims: tuple[int, int, int], order: int, p: int
     out = c.new_empty(dims)
     sizes = torch.tensor([*dims, segments(dims[2])])
     planes = _work(bins, dims, p)
-    launch(_compiled(_Spread, c.dtype, p, order), [out, c, *bins, sizes], planes, minimum_work=256)
+    launch(_compiled(_Spread, c.dtype, p, order), [out, c, *bins, sizes], planes, minimum_work=8192)
     return out
 
 

@@ -158,3 +158,20 @@ def spread(
 ) -> Tensor:
     """Same result as ``naive.spread``, by the kernels of the tensors' device."""
     return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
+
+
+class Stencils:
+    """Spreading from and gathering to atoms at x (N, 3) that stay where they are: many times, without derivatives."""
+
+    def __init__(self, x: Tensor, dims: tuple[int, int, int], p: int):
+        _check(x, list(dims), p)
+        self.dims, self.p, self.kernels = tuple(dims), p, _kernels(x)
+        self.bins = Bins(*self.kernels.sort(x.detach().contiguous(), self.dims, p))
+
+    def spread(self, charges: Tensor) -> Tensor:
+        """A mesh from charges (N,)."""
+        return self.kernels.spread(charges[:, None].contiguous(), self.bins, self.dims, 0, self.p)
+
+    def gather(self, mesh: Tensor) -> Tensor:
+        """(N,) from a mesh."""
+        return self.kernels.gather(mesh, self.bins, 0, self.p)[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .convolution import convolve, filtered, form
 from .influence import fixed_influence, influence
-from .op import bins_of, gather, spread
+from .op import Stencils, bins_of, gather, spread
 
 
 def coordinates(positions: Tensor, cell: Tensor, dims: tuple[int, int, int]) -> Tensor:
@@ -82,14 +82,12 @@ class MeshPotential:
         self, positions: Tensor, cell: Tensor, eta: float, dims: tuple[int, int, int], p: int, height: float = 0.0
     ):
         """Arguments as of ``mesh_form``."""
-        self.dims, self.p = tuple(dims), p
-        self.x = coordinates(positions, cell, dims)
-        self.bins = bins_of(self.x, dims, p)
+        self.dims = tuple(dims)
+        self.stencils = Stencils(coordinates(positions, cell, dims), self.dims, p)
         self.influence = fixed_influence(cell, eta, dims, p, height)
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:
         """phi (N,) from charges q (N,)."""
-        mesh = spread(q[:, None], self.x, self.dims, 0, self.p, self.bins)
-        mesh = filtered(torch.fft.rfftn(mesh), self.influence, self.dims)
-        return gather(mesh, self.x, 0, self.p, self.bins)[:, 0]
+        mesh = filtered(torch.fft.rfftn(self.stencils.spread(q)), self.influence, self.dims)
+        return self.stencils.gather(mesh)
