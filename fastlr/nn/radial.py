@@ -52,7 +52,7 @@ class Tabulated(NamedTuple):
         return self.interpolate(self.coefficients, self.kept[network], self.intervals)
 
     def _table(self, network: Callable) -> Tensor:
-        table = site_weights(self.basis.shape[0] - 5, self.basis.device) @ network(self.basis)
+        table = network(self.basis, site_weights(self.basis.shape[0] - 5, self.basis.device))
         return table.to(self.coefficients.dtype)
 
 
