@@ -8,10 +8,10 @@ import torch
 from fastlr.kernels.charge_solver import naive, solvers
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald.system import System
-from fastlr.kernels.ewald.tables import CoulombTables, coulomb_tables
+from fastlr.kernels.ewald.tables import coulomb_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.coulomb_systems import CELL, MOLECULE, SLAB
+from reference.coulomb_systems import CELL, MOLECULE, SLAB, joined
 
 HARTREE = 27.211386  # eV
 K = 14.399645478  # eV Å
@@ -31,15 +31,7 @@ def liquid(rng, structures: list[tuple], skew: float = 0.2) -> System:
         cells.append(cell)
         tables = coulomb_tables(positions[-1], cell, np.array(pbc, bool), widths[-1], ACCURACY[pbc], mesh=False)
         parts.append(tables)
-    sizes = torch.tensor([n for n, _ in structures])
-    return System.of(
-        torch.from_numpy(np.concatenate(positions)),
-        torch.from_numpy(np.concatenate(widths)) ** 2,
-        torch.from_numpy(np.stack(cells)),
-        torch.arange(len(sizes)).repeat_interleave(sizes),
-        torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
-        CoulombTables.join(parts),
-    )
+    return joined(positions, widths, cells, parts)
 
 
 def parameters(rng, system: System, softest: float = SOFTEST):

@@ -19,7 +19,12 @@ def random_system(rng, structures: list[tuple], edge: float = 5.0, accuracy: flo
         widths.append(np.where(rng.random(n) < 0.2, 0.0, rng.uniform(0.3, 1.2, n)))
         cells.append(cell)
         parts.append(coulomb_tables(positions[-1], cell, np.array(pbc, bool), widths[-1], accuracy, eta))
-    sizes = torch.tensor([n for n, _ in structures])
+    return joined(positions, widths, cells, parts)
+
+
+def joined(positions: list, widths: list, cells: list, parts: list[CoulombTables]) -> System:
+    """The batch of these structures."""
+    sizes = torch.tensor([len(x) for x in positions], dtype=torch.int64)
     return System.of(
         torch.from_numpy(np.concatenate(positions)),
         torch.from_numpy(np.concatenate(widths)) ** 2,
