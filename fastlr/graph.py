@@ -189,8 +189,7 @@ class Graph:
         """
         square = (self.edge_vectors() ** 2).sum(dim=1)
         if len(square) and float(square.min()) < MIN_DISTANCE**2:
-            i, j = self.edge_index[:, int(square.argmin())].tolist()
-            raise _overlap("structure", i, j, float(square.min()) ** 0.5)
+            raise overlap(self, int(square.argmin()), float(square.min()) ** 0.5)
         near = square < r_max**2
         kept = torch.nonzero(near)[:, 0]
         before = torch.nn.functional.pad(near.cumsum(0), (1, 0))
@@ -384,6 +383,12 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     row_ptr = np.zeros(n + 1, np.int64)
     np.cumsum(np.bincount(i, minlength=n), out=row_ptr[1:])
     return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
+
+
+def overlap(graph: Graph, edge: int, distance: float) -> InputError:
+    """The atoms of an edge are too near to each other."""
+    i, j = graph.edge_index[:, edge].tolist()
+    return _overlap("structure", i, j, distance)
 
 
 def _overlap(name: str, i: int, j: int, distance: float) -> InputError:

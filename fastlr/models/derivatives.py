@@ -27,8 +27,7 @@ def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = F
     """
     if not forces:
         with torch.set_grad_enabled(create_graph):
-            out = model(graph)
-        return out | _dipole(graph, out)
+            return finish(graph, model(graph))
     with torch.enable_grad():
         positions = graph.positions.detach().requires_grad_(True)
         strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_(True)
@@ -38,13 +37,19 @@ def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = F
         gradient, virial = torch.autograd.grad(
             out["energy"].sum() + 0.0 * (positions.sum() + strain.sum()), (positions, strain), create_graph=create_graph
         )
+    out = finish(graph, out | {"forces": -gradient, "virial": virial})
+    return out if create_graph else {key: value.detach() for key, value in out.items()}
+
+
+def finish(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What follows from the results of ``evaluate``: the stress, where there is a virial, and the dipole."""
+    if "virial" not in out:
+        return out | _dipole(graph, out)
     is_cell = graph.pbc.all(dim=1)
     # NaN after the division, not by it: dividing by NaN would give the cells of the batch NaN gradients in training
     volume = torch.where(is_cell, torch.linalg.det(graph.cell).abs(), 1.0)[:, None, None]
-    stress = torch.where(is_cell[:, None, None], virial / volume, torch.nan)
-    out = out | {"forces": -gradient, "virial": virial, "stress": stress}
-    out |= _dipole(graph, out)
-    return out if create_graph else {key: value.detach() for key, value in out.items()}
+    stress = torch.where(is_cell[:, None, None], out["virial"] / volume, torch.nan)
+    return out | {"stress": stress} | _dipole(graph, out)
 
 
 def _dipole(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:

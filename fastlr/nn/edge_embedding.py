@@ -41,3 +41,7 @@ class EdgeEmbedding(nn.Module):
         """A table with ``num_intervals`` intervals for edges of ``lengths`` (E,)."""
         interpolate = self.operations.radial_table
         return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate, kept)
+
+    def table_of(self, network, num_intervals: int) -> Tensor:
+        """(M + 5, outputs of the network) float64: its table with M intervals; see ``kernels/radial_table/naive.py``."""
+        return self.table(self.roots.new_zeros(0), num_intervals, torch.float64).table(network)

@@ -45,13 +45,14 @@ class Tabulated(NamedTuple):
     def weights(self, network: Callable) -> Tensor:
         """(E, outputs of the network)."""
         if self.kept is None:
-            return self.interpolate(self.coefficients, self._table(network), self.intervals)
+            return self.interpolate(self.coefficients, self.table(network), self.intervals)
         if network not in self.kept:
             with torch.no_grad():
-                self.kept[network] = self._table(network)
+                self.kept[network] = self.table(network)
         return self.interpolate(self.coefficients, self.kept[network], self.intervals)
 
-    def _table(self, network: Callable) -> Tensor:
+    def table(self, network: Callable) -> Tensor:
+        """(M + 5, outputs of the network)."""
         table = network(self.basis, site_weights(self.basis.shape[0] - 5, self.basis.device))
         return table.to(self.coefficients.dtype)
 

@@ -22,7 +22,7 @@ ROWS = DEGREE + 1  # of the table that an edge reads
 
 
 @cache
-def _polynomials() -> Tensor:
+def polynomials() -> Tensor:
     """(6, 6) float64: row k holds the coefficients of t^k in the six B-splines that cover an interval."""
     splines = [torch.ones(1, dtype=torch.float64)]  # degree 0; spline j as polynomial in t, lowest power first
     for degree in range(1, ROWS):
@@ -45,7 +45,7 @@ def _polynomials() -> Tensor:
 def spline_coefficients(t: Tensor) -> Tensor:
     """C (E, 6) at the places t (E,) within an interval, 0 <= t < 1; differentiable."""
     powers = torch.stack([t**k for k in range(ROWS)], dim=1)
-    return powers @ _polynomials().to(t)
+    return powers @ polynomials().to(t)
 
 
 def sites(num_intervals: int) -> Tensor:

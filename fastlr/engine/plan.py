@@ -1,0 +1,190 @@
+"""The inference plan of a model: energies and forces by kernels alone, forwards and back, without autograd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastlr.graph import MIN_DISTANCE, Graph, overlap
+from fastlr.models.derivatives import finish
+
+from .buffers import Buffers
+from .edge_list import EdgeList
+from .folding import Readout, fold_stack
+from .stages import BoundEdges, BoundStack
+
+
+class Plan:
+    """A model for inference on CPUs.
+
+    Buffers and the calls of kernels on them are made once for an edge list and used again while only positions change.
+
+    Args:
+        model: ``NequIP`` or ``NequIPLR``.
+        num_intervals: of the radial tables.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_intervals: int):
+        config = model.config
+        self.model, self.config, self.dtype = model, config, config.torch_dtype
+        self.num_intervals = num_intervals
+        self.settings = torch.tensor(
+            [config.r_max**2, num_intervals / config.r_max, num_intervals - 1.0], dtype=torch.float64
+        )
+        types = model.type_embedding.weight.detach()
+        fold = dict(embedding=model.edge_embedding, num_intervals=num_intervals, types=types, dtype=self.dtype)
+        self.readout = Readout(model.readout, model.scale_shift, self.dtype)
+        if config.kind == "nequip-lr":
+            self.charge_layers = fold_stack(model.charge_stack, first=True, **fold)
+            self.energy_layers = fold_stack(model.energy_stack, first=False, **fold)
+            self.norms = model.charge_stack.norm, model.energy_stack.norm
+            self.electronegativity = Readout(
+                model.electronegativity_readout, model.electronegativity_scale_shift, self.dtype
+            )
+        else:
+            self.charge_layers, self.norms = [], (None, model.stack.norm)
+            self.energy_layers = fold_stack(model.stack, first=True, **fold)
+        self.buffers = Buffers()
+        self._bound: Bound | None = None
+
+    def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
+        """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
+
+        Raises:
+            InputError: atoms overlap, or the charges cannot be found.
+        """
+        with torch.no_grad():
+            bound = self._bind(graph)
+            out = bound.energies(graph)
+            if forces:
+                out |= bound.forces(graph)
+            return finish(graph, out)
+
+    def _bind(self, graph: Graph) -> Bound:
+        known = self._bound
+        if known is None or not known.serves(graph):
+            self._bound = known = Bound(self, graph)
+        return known
+
+
+class Bound:
+    """A plan with its buffers, for one edge list."""
+
+    def __init__(self, plan: Plan, graph: Graph):
+        self.plan, self.config = plan, plan.config
+        self.edge_index, self.cell, self.threads = graph.edge_index, graph.cell, torch.get_num_threads()
+        self.edges = EdgeList.of(graph)
+        self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
+        self.charged = bool(plan.charge_layers)
+        num_own = 0
+        if self.charged:
+            num_own = plan.model.charge_encoding.num_features
+            self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
+        self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
+
+    def _stack(self, name: str, layers, norm, num_own: int) -> BoundStack:
+        return BoundStack(name, layers, norm, num_own, self.geometry, self.plan.buffers)
+
+    def serves(self, graph: Graph) -> bool:
+        """Whether the graph differs from the one this was made for in positions and charges alone."""
+        same = graph.edge_index is self.edge_index and graph.cell is self.cell
+        return same and torch.get_num_threads() == self.threads
+
+    def energies(self, graph: Graph) -> dict[str, Tensor]:
+        """What ``fastlr.models`` return."""
+        plan, edges = self.plan, self.edges
+        self.geometry.positions.copy_(edges.sort(graph.positions))
+        self.geometry.prepare()
+        self._refuse_overlap(graph)
+        extra = {}
+        if self.charged:
+            extra = self._charges(graph)
+        run(self.energy_stack.forward)
+        atomic_energies = edges.unsort(plan.readout(self.energy_stack.out, edges.species))
+        if self.charged and self.config.site_energy:
+            atomic_energies = atomic_energies + self.equilibrated["site_energies"].detach()
+        energy = graph.sum_nodes(atomic_energies)
+        if self.charged:
+            energy = energy + extra["coulomb_energy"] + extra["external_energy"]
+        return {"energy": energy, "atomic_energies": atomic_energies, **extra}
+
+    def _charges(self, graph: Graph) -> dict[str, Tensor]:
+        """The charge stack, the equilibration, and the input of the energy stack."""
+        plan, edges, model = self.plan, self.edges, self.plan.model
+        run(self.charge_stack.forward)
+        features = self.charge_stack.out
+        chi = edges.unsort(plan.electronegativity(features, edges.species))
+        with torch.enable_grad():
+            self.leaves = [graph.positions.detach().requires_grad_(), torch.zeros_like(graph.cell).requires_grad_()]
+            self.leaves.append(chi.requires_grad_())
+            deformed = replace(graph, positions=self.leaves[0]).strained(self.leaves[1])
+            self.equilibrated = model.equilibration(deformed, chi)
+        charges = edges.sort(self.equilibrated["charges"].detach()).to(plan.dtype)
+        with torch.enable_grad():
+            self.encoded = charges.requires_grad_()
+            self.encoding = model.charge_encoding(self.encoded)
+        self.energy_stack.own.copy_(self.encoding)
+        x, num_scalars = self.energy_stack.x, self.config.channels[0]
+        if self.config.reuse_features:
+            parts = [features[:, :num_scalars], self.energy_stack.own, features[:, num_scalars:]]
+        else:
+            parts = [model.type_embedding.weight.index_select(0, edges.species), self.energy_stack.own]
+        torch.cat(parts, dim=1, out=x)
+        found = {key: self.equilibrated[key].detach() for key in ("charges", "coulomb_energy", "external_energy")}
+        return found | {"electronegativities": chi.detach()}
+
+    def forces(self, graph: Graph) -> dict[str, Tensor]:
+        """Forces (N, 3) and virial (B, 3, 3), after ``energies`` of the same graph."""
+        plan, edges = self.plan, self.edges
+        self.geometry.clear()
+        self.energy_stack.gradient.copy_(plan.readout.backward(edges.species))
+        run(self.energy_stack.backward)
+        slopes = self._charge_gradients() if self.charged else None
+        forces = edges.unsort(self.geometry.forces())
+        per_node = self.geometry.virials.view(-1, 3, 3)
+        virial = forces.new_zeros(graph.num_structures, 3, 3).index_add_(0, edges.batch, per_node)
+        virial = 0.5 * (virial + virial.transpose(1, 2))
+        if slopes is not None:
+            forces, virial = forces - slopes[0], virial + slopes[1]
+        return {"forces": forces, "virial": virial}
+
+    def _charge_gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients by positions and strain through the charges; the charge stack runs backwards."""
+        plan, edges, config, found = self.plan, self.edges, self.config, self.equilibrated
+        num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
+        by_x = self.energy_stack.x_gradient
+        own = slice(num_scalars, num_scalars + num_own)
+        by_encoding = self.energy_stack.own_gradient() + by_x[:, own]
+        (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
+        sums = [found["coulomb_energy"], found["external_energy"]]
+        if config.site_energy:
+            sums.append(found["site_energies"])
+        outputs = [found["charges"], *(total for total in sums if total.requires_grad)]
+        seeds = [edges.unsort(by_charge.double()), *(torch.ones_like(total) for total in outputs[1:])]
+        *slopes, by_chi = torch.autograd.grad(outputs, self.leaves, seeds)
+        gradient = self.charge_stack.gradient
+        if config.reuse_features:
+            gradient[:, :num_scalars] = by_x[:, :num_scalars]
+            gradient[:, num_scalars:] = by_x[:, own.stop :]
+        else:
+            gradient.zero_()
+        gradient[:, :num_scalars] += plan.electronegativity.backward(edges.species, edges.sort(by_chi))
+        run(self.charge_stack.backward)
+        return tuple(slopes)
+
+    def _refuse_overlap(self, graph: Graph) -> None:
+        shortest = self.geometry.shortest
+        if shortest.shape[0] and float(shortest.min()) < MIN_DISTANCE**2:
+            self._name_overlap(graph)
+
+    def _name_overlap(self, graph: Graph) -> None:
+        square = (graph.edge_vectors() ** 2).sum(dim=1)
+        raise overlap(graph, int(square.argmin()), float(square.min()) ** 0.5)
+
+
+def run(stages) -> None:
+    """One after another."""
+    for stage in stages:
+        stage.run()

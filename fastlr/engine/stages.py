@@ -1,0 +1,174 @@
+"""The calls of kernels of an edge list and of a stack of layers, bound to their buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlr.kernels.message_passing import cpu
+from fastlr.kernels.message_passing.cpu import Call
+
+from .buffers import Buffers
+from .edge_list import EdgeList
+from .folding import FoldedLayer
+
+
+class Stage(NamedTuple):
+    """A step of the plan."""
+
+    name: str
+    run: Callable[[], None]
+
+
+class BoundEdges:
+    """From positions to harmonics and places in the radial tables, and from gradients by these to forces.
+
+    Attributes:
+        positions: (N, 3) float64, Å, of the rows; to be written to before ``prepare``.
+        settings: see ``cpu_edges.Edges``.
+    """
+
+    def __init__(self, edges: EdgeList, settings: Tensor, l_max: int, dtype: torch.dtype, buffers: Buffers):
+        n, num_edges, num_copies = edges.num_nodes, edges.num_edges, edges.num_copies
+        wide, integer, harmonics = torch.float64, torch.int64, (l_max + 1) ** 2
+        bits = torch.finfo(dtype).bits
+
+        def new(name, *shape, dtype=dtype):
+            return buffers.get(f"edges.{name}", shape, dtype)
+
+        self.edges, self.bounds = edges, edges.bounds
+        self.positions = new("positions", n, 3, dtype=wide)
+        self.end, self.shortest = new("end", n, dtype=integer), new("shortest", n, dtype=wide)
+        self.source, self.copy = new("source", num_edges, dtype=integer), new("copy", num_edges, dtype=integer)
+        self.vector = new("vector", num_edges, 3, dtype=wide)
+        self.harmonics, self.place = new("harmonics", num_edges, harmonics), new("place", num_edges)
+        self.interval = new("interval", num_edges, dtype=integer)
+        self.harmonics_gradient = new("harmonics gradient", num_edges, harmonics)
+        self.place_gradient = new("place gradient", num_edges)
+        self.node_forces, self.virials = new("forces", n, 3, dtype=wide), new("virials", n, 9, dtype=wide)
+        self.copy_forces = new("copies of forces", num_copies, 3, dtype=wide)
+        tensors = [self.positions, edges.ptr, edges.source, edges.copy, edges.offset, settings, self.end, self.shortest]
+        tensors += [self.source, self.copy, self.vector, self.harmonics, self.place, self.interval]
+        self._prepare = Call(cpu.edges(l_max, bits), tensors)
+        tensors = [edges.ptr, self.end, self.copy, self.vector, settings, self.harmonics_gradient, self.place_gradient]
+        self._forces = Call(cpu.edge_forces(l_max, bits), [*tensors, self.node_forces, self.virials, self.copy_forces])
+
+    def prepare(self) -> None:
+        """Edges within the cutoff for the positions as they are."""
+        self._prepare(self.bounds)
+
+    def clear(self) -> None:
+        """Gradients to zero, before they are added to."""
+        for tensor in (self.harmonics_gradient, self.place_gradient, self.copy_forces):
+            tensor.zero_()
+
+    def forces(self) -> Tensor:
+        """(N, 3) float64 forces on the rows, from the gradients; ``virials`` hold what each row contributes."""
+        self._forces(self.bounds)
+        if len(self.bounds) == 2:  # one copy of each row
+            return self.node_forces.add_(self.copy_forces)
+        owner = self._owner()
+        out = self.node_forces.clone()
+        return out.index_add_(0, owner, self.copy_forces)
+
+    def _owner(self) -> Tensor:
+        """(C,) the node of each copy."""
+        if not hasattr(self, "_owners"):
+            edges = self.edges
+            counts = edges.copy_ptr[1:] - edges.copy_ptr[:-1]
+            owner = torch.empty_like(edges.copy_number)
+            owner[edges.copy_number] = torch.arange(edges.num_nodes).repeat_interleave(counts)
+            self._owners = owner
+        return self._owners
+
+
+class BoundStack:
+    """Layers one after another.
+
+    Attributes:
+        x: (N, ...) features that the first layer starts from, to be written before ``forward``; None where rows of its
+            h go by species.
+        own: (N, G) further attributes, to be written before ``forward``.
+        out: (N, ...) features after the last layer.
+        gradient: (N, ...) by ``out``, to be written before ``backward``; then ``x_gradient`` and ``own_gradient`` are
+            those by ``x`` and ``own``.
+    """
+
+    def __init__(
+        self, name: str, layers: list[FoldedLayer], norm: Tensor, num_own: int, edges: BoundEdges, buffers: Buffers
+    ):
+        n, num_copies = edges.edges.num_nodes, edges.edges.num_copies
+        dtype, bits = layers[0].table.dtype, torch.finfo(layers[0].table.dtype).bits
+        species, bounds = edges.edges.species, edges.bounds
+
+        def new(what, *shape):
+            return buffers.get(f"{name}.{what}", shape, dtype)
+
+        factors = norm[:, 0].to(dtype).index_select(0, species).contiguous()
+        self.own, self._own_gradients = new("own", n, num_own), []
+        first = layers[0]
+        self.x = None if first.shape.by_species else new("x", n, first.first_layout.dim_in)
+        self.forward, self.backward = [], []
+        x = self.x
+        gradient = new("gradient by x", n, first.first_layout.dim_in)
+        self.x_gradient = None if self.x is None else gradient
+        nothing = torch.zeros(0, dtype=dtype)
+        listed = [edges.edges.ptr, edges.end, edges.source]
+        described = [edges.harmonics, edges.place, edges.interval]
+        for number, layer in enumerate(layers):
+            shape, label, key = layer.shape, f"{name} {number + 1}", layer.shape.key
+            y, out = new(f"y{number}", n, shape.gate.dim_in), new(f"x{number + 1}", n, shape.gate.dim_out)
+            out_gradient = new(f"gradient by x{number + 1}", n, shape.gate.dim_out)
+            own_gradient = new(f"gradient by own{number}", n, shape.num_own)
+            if shape.num_own:
+                self._own_gradients.append(own_gradient)
+            rest = [nothing if x is None else x, species, self.own]
+            h, h_copies = layer.h_by_species, nothing
+            if h is None:
+                width = layer.first_layout.dim_in
+                h, h_copies = new(f"h{number}", n, width), new(f"copies{number}", num_copies, width)
+                mix = Call(cpu.mix(layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
+                self.forward.append(Stage(f"{label}: mix", _share(mix, bounds)))
+            tensors = [y, out, *listed, *described, h, layer.table, *rest]
+            tensors += [layer.linear[0], layer.connections[0], layer.own_connections[0]]
+            call = Call(cpu.layer_forward(key, bits), tensors)
+            self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds)))
+
+            tensors = [out_gradient, y, *listed, edges.copy, *described, h, layer.table, *rest]
+            tensors += [layer.linear[1], layer.connections[1], layer.own_connections[1]]
+            tensors += [h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient]
+            call = Call(cpu.layer_backward(key, bits), tensors)
+            # the other way round: the last layer comes first, and in each the collection last
+            steps = [Stage(f"{label}: backwards", _cleared(call, bounds, h_copies, shape.connection is None, gradient))]
+            if layer.first is not None:
+                copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
+                collect = Call(
+                    cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]]
+                )
+                steps.append(Stage(f"{label}: collect", _share(collect, bounds)))
+            self.backward = steps + self.backward
+            x, gradient = out, out_gradient
+        self.out, self.gradient = x, gradient
+
+    def own_gradient(self) -> Tensor:
+        """(N, G), summed over the layers."""
+        return sum(self._own_gradients) if self._own_gradients else torch.zeros_like(self.own)
+
+
+def _share(call: Call, bounds) -> Callable[[], None]:
+    return lambda: call(bounds)
+
+
+def _cleared(call: Call, bounds, copies: Tensor, unconnected: bool, gradient: Tensor) -> Callable[[], None]:
+    """``call`` after zeroing what it adds to."""
+
+    def run():
+        copies.zero_()
+        if unconnected:
+            gradient.zero_()
+        call(bounds)
+
+    return run

@@ -1,0 +1,1 @@
+"""Whole interaction layers for inference: convolution with tabulated weights, node update, and the way back."""

@@ -1,0 +1,276 @@
+"""Parts of layer kernels in LLVM assembly: tiles of edges, linear maps of a few rows, activations."""
+
+import math
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from ..irreps_linear.layout import Layout
+from ..llvm import I32, I64, Emitter, chunk_plan
+from ..radial_table.naive import ROWS, polynomials
+from ..tensor_product.program import Program
+from .shape import GateLayout
+
+TILE = 16  # edges that are made ready together, one a lane
+# Values that give the activation of a standard normal variable a second moment of one
+ACTIVATION_SCALES = {False: 1.6791767923989418, True: 1.5937334472592695}
+
+
+def clear(e: Emitter, pointer, count: int) -> None:
+    """Zeros."""
+    for column, width, used in vectors(e, count):
+        e.store(e.constant(0.0, width), pointer, column, used)
+
+
+def nodes_of_tile(row_floats: int, float_bytes: int) -> int:
+    """Atoms whose rows of so many floats stay together in a cache, at most 8."""
+    count = 8
+    while count > 1 and count * row_floats * float_bytes > 128 * 1024:
+        count //= 2
+    return count
+
+
+class EdgeTile:
+    """Up to ``TILE`` edges of one node: where their rows start, and what does not depend on the channel.
+
+    Attributes:
+        source: first element of the row of h of each edge.
+        copy: the same in the rows that gradients by h are added to; only with ``gradients``.
+        table: first element of the interval of each edge in the radial table.
+        y: the harmonics; element (j, edge).
+        splines: B-splines at each edge; element (j, edge). ``slopes``: their derivatives, only with ``gradients``.
+        matrix: entries of M(Y), by the combination of harmonics that they are; element (entry, edge).
+    """
+
+    def __init__(self, emitter: Emitter, program: Program, combinations: Sequence, gradients: bool):
+        self.emitter, self.program = emitter, program
+        self.entries = {}
+        for combination in combinations:
+            self.entries.setdefault(combination, len(self.entries))
+        self.y_dim = program.irreps_edge.dim
+        self.source, self.table = emitter.variable(I64, TILE), emitter.variable(I64, TILE)
+        self.copy = emitter.variable(I64, TILE) if gradients else None
+        self.y = self._floats(self.y_dim)
+        self.places = self._floats(1)
+        self.splines = self._floats(ROWS)
+        self.slopes = self._floats(ROWS) if gradients else None
+        self.matrix = self._floats(len(self.entries))
+
+    def _floats(self, rows: int):
+        """Zero at the beginning: what no edge has written must be harmless."""
+        pointer = self.emitter.variable(self.emitter.float, max(rows, 1) * TILE)
+        for row in range(max(rows, 1)):
+            self.emitter.store(self.emitter.constant(0.0, TILE), pointer, row * TILE)
+        return pointer
+
+    def fill(self, first, count, source, y, place, interval, copy=None, species=None, row_dim: int = 0) -> None:
+        """Make the edges first ... first + count - 1 ready.
+
+        Args:
+            source, y, place, interval, copy: pointers, for all edges.
+            species: of the nodes, where rows of h are by species.
+            row_dim: floats in a row of h.
+        """
+        e = self.emitter
+        with e.loop(0, count) as s:
+            edge = e.add(first, s)
+            node = e.load_int(source, edge)
+            if species is not None:
+                node = e.load_int(species, node)
+            e.builder.store(e.mul(node, row_dim), e.at(self.source, s, I64))
+            e.builder.store(e.mul(e.load_int(interval, edge), self.program.weight_numel), e.at(self.table, s, I64))
+            if copy is not None:
+                e.builder.store(e.mul(e.load_int(copy, edge), row_dim), e.at(self.copy, s, I64))
+            e.builder.store(e.load_float(place, edge), e.at(self.places, s))
+            row = e.at(y, e.mul(edge, self.y_dim))
+            for j in range(self.y_dim):
+                e.builder.store(e.load_float(row, j), e.at(self.y, e.add(j * TILE, s)))
+        t = e.load(self.places, 0, TILE)
+        spline = polynomials().tolist()
+        for j in range(ROWS):
+            powers = [row[j] for row in spline]
+            e.store(self._polynomial(powers, t), self.splines, j * TILE)
+            if self.slopes is not None:
+                e.store(self._polynomial([k * c for k, c in enumerate(powers)][1:], t), self.slopes, j * TILE)
+        for combination, number in self.entries.items():
+            value = None
+            for j, coefficient in combination:
+                value = e.fma(e.constant(coefficient, TILE), e.load(self.y, j * TILE, TILE), value)
+            e.store(value, self.matrix, number * TILE)
+
+    def _polynomial(self, powers: list[float], t):
+        e = self.emitter
+        value = e.constant(powers[-1], TILE)
+        for coefficient in reversed(powers[:-1]):
+            value = e.fma(value, t, e.constant(coefficient, TILE))
+        return value
+
+    def at(self, pointer, s):
+        """Where the rows of edge ``s`` of a table with one edge a lane start."""
+        return self.emitter.at(pointer, s)
+
+    def spread(self, pointer, row: int, s, width: int):
+        """Element (row, s) of such a table in all lanes."""
+        return self.emitter.broadcast(self.emitter.at(pointer, s), row * TILE, width)
+
+
+def weight(emitter: Emitter, table, factors: Sequence, place, width: int, used: int, stride: int, others=None):
+    """Interpolate a vector of weights: sum_j factors[j] T[j]; and with ``others`` in the place of ``factors``."""
+    total = other = None
+    for j, factor in enumerate(factors):
+        values = emitter.load(table, emitter.add(place, j * stride), width, used)
+        total = emitter.fma(factor, values, total)
+        if others is not None:
+            other = emitter.fma(others[j], values, other)
+    return total if others is None else (total, other)
+
+
+def linear(
+    emitter: Emitter,
+    layout: Layout,
+    weights,
+    rows: Sequence[tuple],
+    accumulate: bool = False,
+    factor=None,
+) -> None:
+    """out[k, v] (+)= factor sum_u W[u, v] x[k, u] for each irrep.
+
+    Args:
+        weights: pointer to the matrices of all irreps, scales included.
+        rows: (pointer to x, pointer to out) of each row.
+        accumulate: add to what is there. Columns that no irrep writes are left alone.
+        factor: scalar.
+    """
+    e = emitter
+    most = 12 if e.lanes * e.float_bytes == 64 else 6
+    for block in layout.blocks:
+        for group in _groups(rows, max(1, most // block.dim)):
+            count = len(group) * block.dim
+            for start, vectors, width, used in chunk_plan(block.mul_out, e.lanes):
+                together = max(1, min(vectors, 2 * most // count))
+                whole, rest = divmod(vectors, together)
+                for first, pieces, number in ((0, whole, together), (whole * together, 1 if rest else 0, rest)):
+                    if not pieces:
+                        continue
+                    with e.loop(0, pieces) as piece:
+                        column = e.add(start + first * width, e.mul(piece, number * width))
+                        parts = [(v * width, width, used) for v in range(number)]
+                        _piece(e, block, weights, group, column, parts, accumulate, factor)
+
+
+def _groups(rows: Sequence, size: int) -> list:
+    return [rows[k : k + size] for k in range(0, len(rows), size)]
+
+
+def _piece(e: Emitter, block, weights, rows, column, parts, accumulate: bool, factor) -> None:
+    sums = {}
+    for r in range(len(rows)):
+        for k in range(block.dim):
+            for p, (_, width, _) in enumerate(parts):
+                sums[r, k, p] = e.variable(e.vector(width))
+                e.builder.store(e.constant(0.0, width), sums[r, k, p])
+    with e.loop(0, block.mul_in) as u:
+        place = e.add(e.add(e.mul(u, block.mul_out), block.weight), column)
+        columns = [e.load(weights, e.add(place, offset), width, used) for offset, width, used in parts]
+        for r, (x, _) in enumerate(rows):
+            for k in range(block.dim):
+                value = e.load_float(x, e.add(u, block.start_in + k * block.mul_in))
+                for p, (_, width, _) in enumerate(parts):
+                    e.accumulate(sums[r, k, p], columns[p], e.splat(value, width))
+    for (r, k, p), variable in sums.items():
+        offset, width, used = parts[p]
+        out, place = rows[r][1], e.add(column, block.start_out + k * block.mul_out + offset)
+        value = e.value(variable)
+        if factor is not None:
+            value = e.builder.fmul(value, e.splat(factor, width))
+        if accumulate:
+            value = e.builder.fadd(value, e.load(out, place, width, used))
+        e.store(value, out, place, used)
+
+
+def exponential(e: Emitter, x, less_one: bool = False):
+    """e^x of a vector, or e^x - 1 with all its digits, for x <= 0: 2^n times a polynomial in what remains."""
+    b, bits, width = e.builder, 8 * e.float_bytes, x.type.count
+    lowest, degree, bias, shift = (-87.0, 7, 127, 23) if bits == 32 else (-700.0, 13, 1023, 52)
+
+    def constant(value: float):
+        return e.constant(value, width)
+
+    x = e.intrinsic("maxnum", x, constant(lowest))
+    n = e.intrinsic("rint", b.fmul(x, constant(math.log2(math.e))))
+    rest = e.fma(n, constant(-0.693145751953125), x)
+    rest = e.fma(n, constant(-1.42860682030941723212e-6), rest)
+    value = constant(1.0 / math.factorial(degree))
+    for k in range(degree - 1, 0, -1):
+        value = e.fma(value, rest, constant(1.0 / math.factorial(k)))
+    integer = ir.IntType(bits)
+    kind = ir.VectorType(integer, width)
+    biased = b.add(b.fptosi(n, kind), ir.Constant(kind, [integer(bias)] * width))
+    power = b.bitcast(b.shl(biased, ir.Constant(kind, [integer(shift)] * width)), x.type)
+    shifted = b.fsub(power, constant(1.0)) if less_one else power
+    return e.fma(b.fmul(value, rest), power, shifted)
+
+
+def activation(e: Emitter, x, odd: bool, slope: bool = False):
+    """Scaled silu (tanh if ``odd``) of a vector, or its derivative."""
+    b, width = e.builder, x.type.count
+    one = e.constant(1.0, width)
+    size = e.intrinsic("fabs", x)
+    negative = b.fcmp_ordered("<", x, e.constant(0.0, width))
+    if odd:
+        change = exponential(e, b.fmul(size, e.constant(-2.0, width)), less_one=True)
+        value = b.fdiv(b.fneg(change), b.fadd(change, e.constant(2.0, width)))
+        if slope:
+            value = b.fsub(one, b.fmul(value, value))
+        else:
+            value = b.select(negative, b.fneg(value), value)
+    else:
+        small = exponential(e, b.fneg(size))
+        share = b.fdiv(one, b.fadd(one, small))
+        logistic = b.select(negative, b.fmul(small, share), share)
+        value = b.fmul(x, logistic)
+        if slope:  # s + x s (1 - s)
+            value = e.fma(value, b.select(negative, share, b.fmul(small, share)), logistic)
+    return b.fmul(value, e.constant(ACTIVATION_SCALES[odd], width))
+
+
+def gate(e: Emitter, layout: GateLayout, y, out) -> None:
+    """out = gate(y) for one row."""
+    for start_in, start_out, mul, odd in layout.scalars:
+        for column, width, used in vectors(e, mul):
+            value = e.load(y, e.add(column, start_in), width, used)
+            e.store(activation(e, value, odd), out, e.add(column, start_out), used)
+    for gates, start_in, start_out, dim, mul in layout.gated:
+        for column, width, used in vectors(e, mul):
+            factor = activation(e, e.load(y, e.add(column, gates), width, used), False)
+            for k in range(dim):
+                value = e.load(y, e.add(column, start_in + k * mul), width, used)
+                e.store(e.builder.fmul(factor, value), out, e.add(column, start_out + k * mul), used)
+
+
+def gate_backward(e: Emitter, layout: GateLayout, y, gradient, out) -> None:
+    """out = the gradient by y, from that by gate(y), for one row."""
+    b = e.builder
+    for start_in, start_out, mul, odd in layout.scalars:
+        for column, width, used in vectors(e, mul):
+            slope = activation(e, e.load(y, e.add(column, start_in), width, used), odd, slope=True)
+            value = e.load(gradient, e.add(column, start_out), width, used)
+            e.store(b.fmul(slope, value), out, e.add(column, start_in), used)
+    for gates, start_in, start_out, dim, mul in layout.gated:
+        for column, width, used in vectors(e, mul):
+            argument = e.load(y, e.add(column, gates), width, used)
+            factor, slope = activation(e, argument, False), activation(e, argument, False, slope=True)
+            total = None
+            for k in range(dim):
+                value = e.load(y, e.add(column, start_in + k * mul), width, used)
+                g = e.load(gradient, e.add(column, start_out + k * mul), width, used)
+                total = e.fma(value, g, total)
+                e.store(b.fmul(factor, g), out, e.add(column, start_in + k * mul), used)
+            e.store(b.fmul(slope, total), out, e.add(column, gates), used)
+
+
+def vectors(e: Emitter, mul: int):
+    """Loops over ``mul`` columns: (first column, lanes, lanes in use), inside the loop."""
+    for start, count, width, used in chunk_plan(mul, e.lanes):
+        with e.loop(0, count) as chunk:
+            yield e.add(start, e.mul(chunk, width)), width, used
