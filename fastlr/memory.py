@@ -1,10 +1,13 @@
 """How much memory an evaluation needs, and how much there is."""
 
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from .graph import Graph
+from .kernels.charge_solver.solvers import LARGEST_DENSE
 from .nn.interaction import InteractionLayer
 
 WORKSPACE = 8 * 2**20  # bytes that libraries keep for themselves, whatever the structure
@@ -22,16 +25,53 @@ def available_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-class MemoryModel:
-    """Peak memory of energy and forces with the reference kernels, from counts alone.
+class Counts(NamedTuple):
+    """What memory depends on, of one structure or batch.
 
-    The autograd graph keeps, a layer and edge: the gathered features, the folded coupling, the unweighted and the
-    weighted products, the weights and the radial network's hidden layers; a layer and atom: features before and after
-    each map. The Coulomb sum keeps about ten numbers a pair and, a structure padded to the largest, about eight
-    n x n matrices and six n x K tables. Measured peaks lie below these estimates.
+    Attributes:
+        nodes, edges, pairs: atoms, edges within the cutoff, entries of the real-space Coulomb sum.
+        largest: atoms of the largest structure with charges.
+        waves: most wave vectors of a structure; factors: cosines and sines of an atom that they are products of.
+        mesh: most points of a particle mesh.
     """
 
-    def __init__(self, model: torch.nn.Module):
+    nodes: int
+    edges: int
+    pairs: int = 0
+    largest: int = 0
+    waves: int = 0
+    factors: int = 0
+    mesh: int = 0
+
+    @staticmethod
+    def of(graph: Graph) -> "Counts":
+        tables = graph.coulomb
+        if tables is None:
+            return Counts(graph.num_nodes, graph.num_edges)
+        waves, factors = int((tables.waves > 0.0).sum()), 2 * (tables.lines.shape[1] + tables.waves.shape[3])
+        mesh = int(tables.mesh[:, :3].prod(dim=1).max()) if len(tables.mesh) else 0
+        return Counts(
+            graph.num_nodes, graph.num_edges, len(tables.neighbour), graph.max_atoms, waves, factors, mesh
+        )  # fmt: skip
+
+
+class MemoryModel:
+    """Peak memory of energy and forces, from counts alone. Measured peaks lie below these estimates.
+
+    Args:
+        per_edge, per_node: bytes, of the layers.
+        dense: whether charges always come from dense matrices, as those of the reference do, or from iterations
+            where there are many atoms.
+    """
+
+    def __init__(self, per_edge: int, per_node: int, dense: bool):
+        self.per_edge, self.per_node, self.dense = per_edge, per_node, dense
+
+    @staticmethod
+    def of_autograd(model: torch.nn.Module, dense: bool) -> "MemoryModel":
+        """With the reference kernels, for which the autograd graph keeps, a layer and edge: the gathered features, the
+        folded coupling, the unweighted and the weighted products, the weights and the radial network's hidden layers; a
+        layer and atom: features before and after each map."""
         per_edge, per_node = 0, 0
         for layer in (module for module in model.modules() if isinstance(module, InteractionLayer)):
             program = layer.program
@@ -42,17 +82,18 @@ class MemoryModel:
             if layer.self_connection is not None:
                 per_node += 2 * program.irreps_in.dim * layer.self_connection.num_attributes
         itemsize = next(model.parameters()).element_size()
-        self.per_edge, self.per_node = per_edge * itemsize + 400, per_node * itemsize + 200
+        return MemoryModel(per_edge * itemsize + 400, per_node * itemsize + 200, dense)
 
-    def counts(self, graph: Graph) -> tuple[int, int, int, int, int]:
-        """(atoms, edges, Coulomb pairs, largest structure, most wave vectors) of a graph."""
-        tables = graph.coulomb
-        pairs, waves = (0, 0) if tables is None else (len(tables.neighbour), int((tables.waves > 0.0).sum()))
-        return graph.num_nodes, graph.num_edges, pairs, graph.max_atoms if tables is not None else 0, waves
+    def bytes_of(self, counts: Sequence[Counts]) -> int:
+        """Peak memory of these evaluated as one batch.
 
-    def bytes_of(self, counts: list[tuple[int, int, int, int, int]]) -> int:
-        """Peak memory of these graphs evaluated as one batch."""
-        nodes, edges, pairs = (sum(column) for column in list(zip(*counts, strict=True))[:3])
-        largest, waves = max(c[3] for c in counts), max(c[4] for c in counts)
-        dense = len(counts) * largest * (8 * largest + 6 * waves)
-        return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * (10 * pairs + dense)
+        Coulomb sums from dense matrices keep about 24 numbers a pair and, a structure padded to the largest, twelve
+        n x n matrices and ten n x K tables; by iterations, five numbers a pair and some factors of the waves or meshes.
+        """
+        nodes, edges, pairs = (sum(count[k] for count in counts) for k in range(3))
+        largest, waves, factors, mesh = (max(count[k] for count in counts) for k in range(3, 7))
+        if self.dense or largest <= LARGEST_DENSE:
+            numbers = 24 * pairs + len(counts) * largest * (12 * largest + 10 * waves)
+        else:
+            numbers = 5 * pairs + 12 * LARGEST_DENSE**2 + largest * (8 * factors + 100) + 6 * mesh
+        return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * numbers

@@ -12,14 +12,16 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
+from .engine.plan import Plan
+from .engine.proof import prove
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
-from .memory import MemoryModel, available_bytes
+from .memory import Counts, MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
-from .models.tables import tabulate, without_tables
+from .models.tables import find_size, tabulate, without_tables
 from .parity import check_parity
 from .pretrained import available_models, model_path
 
@@ -114,7 +116,6 @@ class Potential:
         self.name = name
         self.memory_budget = memory_budget
         self.config: ModelConfig = model.config
-        self._memory = MemoryModel(model)
         self.use(backend, device)
 
     def use(self, backend: str = "auto", device: str | None = None) -> Potential:
@@ -123,11 +124,24 @@ class Potential:
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
         without_tables(self.model)
+        self.operations, self.plan, self.proof = operations, None, None
+        self.tables, self.no_plan = None, Plan.obstacle(operations)
+        if self.no_plan is None:
+            self.tables = find_size(self.model)
+            if self.tables is None:
+                self.no_plan = "no radial table is fine enough for this model"
+        if self.no_plan is None:
+            self.parity = check_parity(self.model, operations, ["charge_equilibration"])
+            self.plan = Plan(self.model, self.tables[0])
+            self.proof = prove(self.plan, self.model, coulomb_settings(self.config))
+            self._memory = self.plan.memory
+            return self
         self.parity = check_parity(self.model, operations)
-        self.operations = operations
+        dense = operations.chosen["charge_equilibration"] == "reference"
+        self._memory = MemoryModel.of_autograd(self.model, dense)
         # those who choose float64 want the digits that a table's derivatives lack
-        wanted = operations.chosen["radial_table"] != "reference" and self.config.torch_dtype == torch.float32
-        self.tables = tabulate(self.model, keep=True) if wanted else None
+        if operations.chosen["radial_table"] != "reference" and self.config.torch_dtype == torch.float32:
+            self.tables = tabulate(self.model, keep=True)
         return self
 
     @property
@@ -201,7 +215,10 @@ class Potential:
         """
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
-        out = evaluate(self.model, graph.to(self.device), forces=forces)
+        if self.plan is not None:
+            out = self.plan.evaluate(graph, forces=forces)
+        else:
+            out = evaluate(self.model, graph.to(self.device), forces=forces)
         return _split(out, graph, start, structures)
 
     def check_memory(self, graph: Graph, name: str) -> None:
@@ -210,7 +227,7 @@ class Potential:
         Raises:
             InputError: its evaluation needs more than the memory budget.
         """
-        self._alone(self._memory.counts(graph), self._budget(), name, graph.num_nodes)
+        self._alone(Counts.of(graph), self._budget(), name, graph.num_nodes)
 
     def _budget(self) -> float:
         return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
@@ -229,7 +246,7 @@ class Potential:
         batch, counts, start = [], [], 0
         for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
             graph = single_graph(atoms, self.config, charge, index)
-            count = self._memory.counts(graph)
+            count = Counts.of(graph)
             self._alone(count, budget, f"structure {index}", len(atoms))
             if batch and self._memory.bytes_of([*counts, count]) > budget:
                 yield start, batch
@@ -250,7 +267,7 @@ class Potential:
         checkpoint.save_checkpoint(path, self.config, self.model.state_dict(), self.card)
 
     def report(self) -> str:
-        """Which implementation serves each operation, with the parity measured at load, and the radial tables."""
+        """Which implementation serves each operation, with the parity measured at load; the plan and its stages."""
         parity = {row.operation: f"parity {row.error:.1e}" for row in self.parity}
         lines = [
             f"{self.name}: {self.config.kind}, {sum(p.numel() for p in self.model.parameters())} parameters, "
@@ -258,7 +275,7 @@ class Potential:
         ]
         for operation, served_by, remark in self.operations.table():
             if served_by != "reference" and operation not in parity:
-                continue  # a model without charges
+                continue  # part of the plan, or a model without charges
             note = parity.get(operation, "the specification itself")
             lines.append(f"  {operation:<20} {served_by:<15} {note}{'; ' + remark if remark else ''}")
         if self.tables is None:
@@ -266,6 +283,12 @@ class Potential:
         else:
             intervals, error = self.tables
             lines.append(f"  radial networks from tables of {intervals} intervals, which differ by {error:.1e}")
+        if self.plan is None:
+            return "\n".join([*lines, f"  no inference plan: {self.no_plan}"])
+        weights, buffers = (f"{size / 2**20:.1f} MiB" for size in self.plan.num_bytes)
+        lines.append(f"  inference plan       {self.operations.backend:<15} {self.proof}")
+        lines.append(f"  weights and tables {weights}, buffers {buffers}; stages:")
+        lines += [f"    {stage.name}" for stage in self.plan.stages()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

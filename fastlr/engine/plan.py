@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fastlr.backends import Operations
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
+from fastlr.memory import MemoryModel
 from fastlr.models.derivatives import finish
 
 from .buffers import Buffers
 from .edge_list import EdgeList
 from .folding import Readout, fold_stack
-from .stages import BoundEdges, BoundStack
+from .stages import BoundEdges, BoundStack, Stage
 
 
 class Plan:
@@ -48,6 +51,14 @@ class Plan:
             self.energy_layers = fold_stack(model.stack, first=True, **fold)
         self.buffers = Buffers()
         self._bound: Bound | None = None
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def obstacle(operations: Operations) -> str | None:
+        """Why there is no plan for a model on these kernels, or None."""
+        if operations.backend != "cpu":
+            return f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
+        return None
 
     def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
         """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
@@ -55,12 +66,32 @@ class Plan:
         Raises:
             InputError: atoms overlap, or the charges cannot be found.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._lock:  # buffers serve one evaluation at a time
             bound = self._bind(graph)
             out = bound.energies(graph)
             if forces:
                 out |= bound.forces(graph)
             return finish(graph, out)
+
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """Of the weights and tables, and of the buffers as they are."""
+        layers = [*self.charge_layers, *self.energy_layers]
+        return sum(layer.num_bytes for layer in layers), self.buffers.num_bytes
+
+    @property
+    def memory(self) -> MemoryModel:
+        """Of the edge list and the buffers; copies of rows are at most as many as there are threads."""
+        itemsize, harmonics = torch.finfo(self.dtype).bits // 8, (self.config.l_max + 1) ** 2
+        per_edge, per_node, threads = 220 + 2 * (harmonics + 1) * itemsize, 200, torch.get_num_threads()
+        for layer in (*self.charge_layers, *self.energy_layers):
+            gate, width = layer.shape.gate, layer.first_layout.dim_in
+            per_node += (gate.dim_in + 2 * gate.dim_out + (2 + threads) * width) * itemsize
+        return MemoryModel(per_edge, per_node + 32 * threads, dense=False)
+
+    def stages(self) -> list[Stage]:
+        """What an evaluation of the last graph consists of, kernel by kernel."""
+        return [] if self._bound is None else self._bound.stages()
 
     def _bind(self, graph: Graph) -> Bound:
         known = self._bound
@@ -109,6 +140,24 @@ class Bound:
         if self.charged:
             energy = energy + extra["coulomb_energy"] + extra["external_energy"]
         return {"energy": energy, "atomic_energies": atomic_energies, **extra}
+
+    def stages(self) -> list[Stage]:
+        """Forwards and back, as they follow one another."""
+        plan, geometry, energy = self.plan, self.geometry, self.energy_stack
+        charges = charges_back = []
+        if self.charged:
+            stack = self.charge_stack
+            charges = [*stack.forward, Stage("electronegativities, charge equilibration", lambda: None)]
+            charges_back = [Stage("adjoint of the charges, Coulomb forces", lambda: None), *stack.backward]
+        return [
+            Stage("edges: vectors, harmonics, places in the tables", geometry.prepare),
+            *charges,
+            *energy.forward,
+            Stage("readout", lambda: plan.readout(energy.out, self.edges.species)),
+            *energy.backward,
+            *charges_back,
+            Stage("forces and virial", geometry.forces),
+        ]
 
     def _charges(self, graph: Graph) -> dict[str, Tensor]:
         """The charge stack, the equilibration, and the input of the energy stack."""

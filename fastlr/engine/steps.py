@@ -46,7 +46,7 @@ class Steps:
         return next(self.potential.evaluate(graph, [atoms], forces=forces))
 
     def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
-        """The structure as the model takes it, with edges up to its cutoff.
+        """The structure as the model takes it, with edges up to its cutoff or, for a plan, those of the whole list.
 
         Raises:
             InputError: see ``Graph.from_atoms``, or the structure is too large for the memory budget.
@@ -63,7 +63,9 @@ class Steps:
             positions = torch.from_numpy(np.array(atoms.positions, np.float64))
             graph = replace(self._list, positions=positions, conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
-        return replace(graph.within(self.potential.config.r_max), memory=self.memory)
+        if self.potential.plan is None:  # which leaves longer edges out itself
+            graph = graph.within(self.potential.config.r_max)
+        return replace(graph, memory=self.memory)
 
     def forget(self) -> None:
         """The next step begins anew."""

@@ -29,6 +29,15 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> float:
     return worst
 
 
+def find_size(model: torch.nn.Module) -> tuple[int, float] | None:
+    """The least number of intervals that ``TOLERANCE`` allows, and the error; None if no table is fine enough."""
+    for size in SIZES:
+        error = table_error(model, size)
+        if error <= TOLERANCE[model.config.torch_dtype]:
+            return size, error
+    return None
+
+
 def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | None:
     """Interpolate the radial networks of ``model`` from tables with as few intervals as ``TOLERANCE`` allows.
 
@@ -39,13 +48,7 @@ def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | 
         the number of intervals and the error, or None if no table is fine enough; the networks are then evaluated at
         every edge.
     """
-    tolerance = TOLERANCE[model.config.torch_dtype]
-    found = None
-    for size in SIZES:
-        error = table_error(model, size)
-        if error <= tolerance:
-            found = size, error
-            break
+    found = find_size(model)
     for embedding in _modules(model, EdgeEmbedding):
         embedding.table_intervals = found[0] if found else None
         embedding.kept_tables = {} if keep else None

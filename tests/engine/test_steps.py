@@ -42,8 +42,9 @@ def test_predictions_are_those_of_each_structure_alone(make, name, rng):
     assert 1 < steps.rebuilds < steps.evaluations == 12
 
 
-def test_edges_are_those_of_a_new_list(potential, rng):
-    """Pairs come within the cutoff without a new list."""
+def test_edges_are_those_of_a_new_list(rng):
+    """Pairs come within the cutoff without a new list. A plan leaves longer edges out itself."""
+    potential = Potential(small_model("lr"), backend="reference")
     steps, counts = Steps(potential, skin=2.0), set()
     for atoms in path(structures.salt(), rng, 8, 0.1):
         graph, expected = steps.graph(atoms), potential.graph(atoms)
@@ -92,8 +93,8 @@ def test_bad_positions_are_refused_between_rebuilds(potential):
 
 def test_iterations_start_from_earlier_charges(monkeypatch, rng):
     """On a smooth path, each solve needs fewer iterations than from nothing, charges and adjoint alike."""
-    monkeypatch.setattr(solvers, "LARGEST_DENSE", 10)
     potential = Potential(small_model("lr"))
+    monkeypatch.setattr(solvers, "LARGEST_DENSE", 10)
     steps, start = Steps(potential), bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat((2, 1, 1))
     (velocity, phase), warm, adjoint, alone = rng.normal(size=(2, 16, 3)), [], [], []
     for step in range(8):
@@ -111,8 +112,8 @@ def test_iterations_start_from_earlier_charges(monkeypatch, rng):
 
 
 def test_state_brings_back_the_same_bits(monkeypatch, rng):
-    monkeypatch.setattr(solvers, "LARGEST_DENSE", 4)
     potential = Potential(small_model("lr"))
+    monkeypatch.setattr(solvers, "LARGEST_DENSE", 4)
     walk = list(path(structures.salt(), rng, 9, 0.03))
     steps = Steps(potential)
     for atoms in walk[:5]:
