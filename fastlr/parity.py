@@ -140,9 +140,7 @@ def charge_equilibration_error(operations: Operations) -> float:
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
-def check_parity(
-    model: torch.nn.Module, operations: Operations, only: Collection[str] | None = None
-) -> list[Parity]:
+def check_parity(model: torch.nn.Module, operations: Operations, only: Collection[str] | None = None) -> list[Parity]:
     """Measure every operation that is not the reference's own.
 
     Args:

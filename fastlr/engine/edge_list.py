@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def _copies(ptr: Tensor, source: Tensor, bounds: np.ndarray) -> tuple[Tensor, Te
     if len(bounds) == 2:
         return source.contiguous(), torch.arange(n + 1), torch.arange(n)
     copy, owners, total = torch.empty_like(source), [], 0
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds.tolist()):
         edges = slice(int(ptr[first]), int(ptr[last]))
         read = torch.zeros(n, dtype=torch.bool)
         read[source[edges]] = True

@@ -1,4 +1,4 @@
-"""What a trained model holds, as the kernels of the engine read it: everything that no position changes is done here."""
+"""What a trained model holds, as the kernels of the engine read it: what no position changes is computed here."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -48,7 +48,12 @@ class FoldedLayer:
 
 @torch.no_grad()
 def fold_stack(
-    stack: InteractionStack, embedding: EdgeEmbedding, num_intervals: int, types: Tensor, dtype: torch.dtype, first: bool
+    stack: InteractionStack,
+    embedding: EdgeEmbedding,
+    num_intervals: int,
+    types: Tensor,
+    dtype: torch.dtype,
+    first: bool,
 ) -> list[FoldedLayer]:
     """The layers of a stack.
 
@@ -163,7 +168,9 @@ class Readout:
                 self._arguments.append(value)
                 value = torch.nn.functional.silu(value)
             value = value @ weight
-        return torch.addcmul(self.shift.index_select(0, species), value[:, 0].double(), self.scale.index_select(0, species))
+        return torch.addcmul(
+            self.shift.index_select(0, species), value[:, 0].double(), self.scale.index_select(0, species)
+        )
 
     def backward(self, species: Tensor, gradient: Tensor | None = None) -> Tensor:
         """(N, width), times a gradient (N,) by the values, float64."""

@@ -37,7 +37,7 @@ class Plan:
             [config.r_max**2, num_intervals / config.r_max, num_intervals - 1.0], dtype=torch.float64
         )
         types = model.type_embedding.weight.detach()
-        fold = dict(embedding=model.edge_embedding, num_intervals=num_intervals, types=types, dtype=self.dtype)
+        fold = {"embedding": model.edge_embedding, "num_intervals": num_intervals, "types": types, "dtype": self.dtype}
         self.readout = Readout(model.readout, model.scale_shift, self.dtype)
         if config.kind == "nequip-lr":
             self.charge_layers = fold_stack(model.charge_stack, first=True, **fold)
@@ -204,7 +204,8 @@ class Bound:
         plan, edges, config, found = self.plan, self.edges, self.config, self.equilibrated
         num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
         by_x = self.energy_stack.x_gradient
-        own = slice(num_scalars, num_scalars + num_own)
+        before = num_scalars if config.reuse_features else by_x.shape[1] - num_own
+        own = slice(before, before + num_own)
         by_encoding = self.energy_stack.own_gradient() + by_x[:, own]
         (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
         sums = [found["coulomb_energy"], found["external_energy"]]

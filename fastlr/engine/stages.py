@@ -145,9 +145,7 @@ class BoundStack:
             steps = [Stage(f"{label}: backwards", _cleared(call, bounds, h_copies, shape.connection is None, gradient))]
             if layer.first is not None:
                 copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
-                collect = Call(
-                    cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]]
-                )
+                collect = Call(cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]])
                 steps.append(Stage(f"{label}: collect", _share(collect, bounds)))
             self.backward = steps + self.backward
             x, gradient = out, out_gradient

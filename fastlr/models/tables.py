@@ -3,38 +3,53 @@
 import torch
 
 from fastlr.kernels.edge_basis.naive import radial_basis
+from fastlr.kernels.radial_table.intervals import Intervals
+from fastlr.kernels.radial_table.naive import interpolate, spline_coefficients
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.parity import relative_rms
 
-# Largest relative root-mean-square difference between a table and its network, both in float64.
-TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-12}
-SIZES = (64, 128, 256, 512, 1024, 2048)
+# Largest relative root-mean-square differences between a table and its network, in values and in derivatives by the
+# length, both in float64.
+TOLERANCE = {torch.float32: (1e-7, 1e-6), torch.float64: (1e-12, 1e-12)}
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 SHORTEST = 0.05  # of the cutoff; atoms do not come nearer
 
 
 @torch.no_grad()
-def table_error(model: torch.nn.Module, num_intervals: int) -> float:
-    """Worst relative RMS difference between table and network of any layer, measured between the knots in float64."""
-    worst = 0.0
+def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, float]:
+    """Worst relative RMS differences between table and network of any layer, of values and of derivatives by the
+    length, measured between the knots in float64."""
+    worst = [0.0, 0.0]
     for embedding in _modules(model, EdgeEmbedding):
-        roots = embedding.roots
-        middles = torch.arange(num_intervals, dtype=torch.float64, device=roots.device) + 0.5
-        lengths = middles[middles > SHORTEST * num_intervals] * (embedding.r_max / num_intervals)
-        table = embedding.table(lengths, num_intervals, torch.float64)
-        basis = radial_basis(lengths / embedding.r_max, embedding.r_max, roots, embedding.p)
+        roots, r_max = embedding.roots.detach(), embedding.r_max
+        knots = torch.arange(num_intervals, dtype=torch.float64, device=roots.device)
+        places = torch.cat([knots + 0.2, knots + 0.5])
+        places = places[places > SHORTEST * num_intervals]
+        intervals = Intervals.from_positions(places, num_intervals)
+        unit = torch.ones_like(places)
+        coefficients = torch.func.jvp(spline_coefficients, (places - intervals.interval,), (unit,))
+
+        def basis(places, r_max=r_max, roots=roots, p=embedding.p):
+            return radial_basis(places / num_intervals, r_max, roots, p)
+
         for layer in _modules(model, InteractionLayer):
             network = layer.radial_network
-            worst = max(worst, relative_rms(table.weights(network), network(basis)))
-    return worst
+            table = embedding.table_of(network, num_intervals)
+            expected = torch.func.jvp(lambda places, network=network: network(basis(places)), (places,), (unit,))
+            for k in range(2):
+                found = interpolate(coefficients[k], table, intervals)
+                worst[k] = max(worst[k], relative_rms(found, expected[k]))
+    return worst[0], worst[1]
 
 
 def find_size(model: torch.nn.Module) -> tuple[int, float] | None:
-    """The least number of intervals that ``TOLERANCE`` allows, and the error; None if no table is fine enough."""
+    """The least number of intervals that ``TOLERANCE`` allows, and the error of values; None if no table is fine
+    enough."""
     for size in SIZES:
-        error = table_error(model, size)
-        if error <= TOLERANCE[model.config.torch_dtype]:
-            return size, error
+        errors = table_error(model, size)
+        if all(error <= allowed for error, allowed in zip(errors, TOLERANCE[model.config.torch_dtype], strict=True)):
+            return size, errors[0]
     return None
 
 

@@ -43,5 +43,5 @@ class EdgeEmbedding(nn.Module):
         return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate, kept)
 
     def table_of(self, network, num_intervals: int) -> Tensor:
-        """(M + 5, outputs of the network) float64: its table with M intervals; see ``kernels/radial_table/naive.py``."""
+        """(M + 5, outputs of the network) float64: a table of M intervals; see ``kernels/radial_table/naive.py``."""
         return self.table(self.roots.new_zeros(0), num_intervals, torch.float64).table(network)

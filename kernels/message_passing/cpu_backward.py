@@ -63,7 +63,11 @@ class Backward(Emitter):
 
     def connect(self, node, row, out, x, species, own, connections, own_connections, own_gradient, x_row) -> None:
         """Gradients by x and the attributes through the connections, from that by y."""
-        layout, num_own, x_dim = self.shape.connection.transposed(), self.shape.num_own, self.shape.program.irreps_in.dim
+        layout, num_own, x_dim = (
+            self.shape.connection.transposed(),
+            self.shape.num_own,
+            self.shape.program.irreps_in.dim,
+        )
         cpu_parts.clear(self, out, x_dim)
         matrix = self.at(connections, self.mul(self.load_int(species, node), layout.num_weights))
         cpu_parts.linear(self, layout, matrix, [(row, out)])
@@ -145,9 +149,7 @@ class Backward(Emitter):
                 if wanted:
                     entry = tile.spread(tile.matrix, tile.entries[combination], s, width)
                     by_component[i] = self.fma(entry, g[k], by_component.get(i))
-            w, slope = cpu_parts.weight(
-                self, table, splines, path.weight, width, used, program.weight_numel, slopes
-            )
+            w, slope = cpu_parts.weight(self, table, splines, path.weight, width, used, program.weight_numel, slopes)
             total = None
             for j, value in by_harmonic.items():
                 total = self.fma(tile.spread(tile.y, j, s, width), value, total)

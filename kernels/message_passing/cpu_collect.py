@@ -19,7 +19,10 @@ class Mix(Emitter):
         with self.loop(self.begin, self.end, together) as first:
             final = self.add(self.end, -1)  # the last rows may be done again
             nodes = [self.minimum(self.add(first, i), final) for i in range(together)]
-            rows = [(self.at(x, self.mul(node, layout.dim_in)), self.at(tile, i * layout.dim_out)) for i, node in enumerate(nodes)]
+            rows = [
+                (self.at(x, self.mul(node, layout.dim_in)), self.at(tile, i * layout.dim_out))
+                for i, node in enumerate(nodes)
+            ]
             cpu_parts.linear(self, layout, weights, rows)
             with self.loop(0, self.minimum(self.builder.sub(self.end, first), together)) as i:
                 node, row = self.add(first, i), self.at(tile, self.mul(i, layout.dim_out))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from ..irreps_linear.layout import Layout
-from ..llvm import I32, I64, Emitter, chunk_plan
+from ..llvm import I64, Emitter, chunk_plan
 from ..radial_table.naive import ROWS, polynomials
 from ..tensor_product.program import Program
 from .shape import GateLayout
@@ -196,6 +196,7 @@ def exponential(e: Emitter, x, less_one: bool = False):
     def constant(value: float):
         return e.constant(value, width)
 
+    vanishes = b.fcmp_ordered("<", x, constant(lowest))
     x = e.intrinsic("maxnum", x, constant(lowest))
     n = e.intrinsic("rint", b.fmul(x, constant(math.log2(math.e))))
     rest = e.fma(n, constant(-0.693145751953125), x)
@@ -208,7 +209,7 @@ def exponential(e: Emitter, x, less_one: bool = False):
     biased = b.add(b.fptosi(n, kind), ir.Constant(kind, [integer(bias)] * width))
     power = b.bitcast(b.shl(biased, ir.Constant(kind, [integer(shift)] * width)), x.type)
     shifted = b.fsub(power, constant(1.0)) if less_one else power
-    return e.fma(b.fmul(value, rest), power, shifted)
+    return b.select(vanishes, constant(-1.0 if less_one else 0.0), e.fma(b.fmul(value, rest), power, shifted))
 
 
 def activation(e: Emitter, x, odd: bool, slope: bool = False):

@@ -69,6 +69,4 @@ class LayerShape:
         program, linear, dim_in, dim_out, scalars, gated, connection, num_own, by_species = json.loads(key)
         gate = GateLayout(dim_in, dim_out, tuple(map(tuple, scalars)), tuple(map(tuple, gated)))
         connection = connection and Layout.from_key(connection)
-        return LayerShape(
-            Program.from_key(program), Layout.from_key(linear), gate, connection, num_own, by_species
-        )
+        return LayerShape(Program.from_key(program), Layout.from_key(linear), gate, connection, num_own, by_species)

@@ -37,7 +37,7 @@ def test_forces_and_gradients_of_all_weights(name, backend, dtype, tolerance, tr
     exact, exact_gradient = gradient_of_loss(model, graph)
     size, error = tabulate(model)
     assert size > 5
-    assert error <= TOLERANCE[getattr(torch, dtype)]
+    assert error <= TOLERANCE[getattr(torch, dtype)][0]
     found, gradient = gradient_of_loss(model, graph)
     for key in ("energy", "forces", "virial"):
         assert not torch.equal(found[key], exact[key])
@@ -51,7 +51,7 @@ def test_rough_networks_have_no_table():
     with torch.no_grad():
         for layer in model.stack.layers:
             layer.radial_network.weights[0].mul_(1e4)
-    assert table_error(model, 2048) > TOLERANCE[torch.float64]
+    assert table_error(model, 2048)[0] > TOLERANCE[torch.float64][0]
     assert tabulate(model) is None
     assert model.edge_embedding.table_intervals is None
 
