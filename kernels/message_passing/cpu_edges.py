@@ -11,8 +11,8 @@ class Edges(Emitter):
     """The edges within the cutoff of nodes begin ... end - 1, at the front of the place that the list has for them.
 
     Tensors: positions; list: pointers, source, copy, offset (what the cell adds to a vector); settings: square of the
-    cutoff, intervals of the radial table an Å, the last of them; and the results: end of each node's edges, square of its
-    shortest vector; of the edges source, copy, vector, harmonics, place in an interval of the radial table, interval.
+    cutoff, intervals of the radial table an Å, the last of them; and the results: end of each node's edges, square of
+    its shortest vector; of the edges source, copy, vector, harmonics, place in an interval of the radial table, interval.
     """
 
     NAME = "edges"

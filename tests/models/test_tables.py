@@ -39,8 +39,8 @@ def test_forces_and_gradients_of_all_weights(name, backend, dtype, tolerance, tr
     assert size > 5
     assert error <= TOLERANCE[getattr(torch, dtype)][0]
     found, gradient = gradient_of_loss(model, graph)
+    assert not torch.equal(found["forces"], exact["forces"])  # tables are in use
     for key in ("energy", "forces", "virial"):
-        assert not torch.equal(found[key], exact[key])
         assert relative_error(found[key].detach(), exact[key].detach()) < tolerance, key
     assert relative_error(gradient, exact_gradient) < 10.0 * tolerance
 
