@@ -56,7 +56,7 @@ def with_floors(result: dict, limits: dict) -> dict:
     if not floor:
         return result
     times = {}
-    for phase in ("forward", "backward"):
+    for phase in [key.removesuffix("_bytes") for key in floor if key.endswith("_bytes")]:
         by_bytes = floor[f"{phase}_bytes"] / limits["copy_GB_per_s"] / 1e6
         by_operations = floor[f"{phase}_operations"] / limits["float32_GFLOP_per_s"] / 1e6
         times[phase] = {"bytes_ms": by_bytes, "operations_ms": by_operations}

@@ -140,6 +140,22 @@ def model(
 
 
 @bench.command()
+def engine(
+    repeat: Annotated[
+        list[int] | None,
+        typer.Option(help="Cells of NaCl along each axis, more than once for several (default: 4, 10)."),
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Compile nequip's model ahead of time, too (minutes).")] = True,
+    seconds: SecondsOption = 20.0,
+    output: OutputOption = None,
+) -> None:
+    """The inference engine beside the nequip package on the same weights: 21, 512 and 8,000 atoms."""
+    from fastlr.bench.engine import CUBES, run_engine
+
+    _finish("engine", run_engine(repeat or CUBES, compiled, seconds), output, "cpu")
+
+
+@bench.command()
 def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
     """A training step of NequIP-LR with the backends reference and cpu."""
     from fastlr.bench.models import training_step

@@ -150,13 +150,13 @@ class Bound:
             charges = [*stack.forward, Stage("electronegativities, charge equilibration", lambda: None)]
             charges_back = [Stage("adjoint of the charges, Coulomb forces", lambda: None), *stack.backward]
         return [
-            Stage("edges: vectors, harmonics, places in the tables", geometry.prepare),
+            Stage("edges: vectors, harmonics, places in the tables", geometry.prepare, geometry.preparation),
             *charges,
             *energy.forward,
             Stage("readout", lambda: plan.readout(energy.out, self.edges.species)),
             *energy.backward,
             *charges_back,
-            Stage("forces and virial", geometry.forces),
+            Stage("forces and virial", geometry.forces, geometry.pulling),
         ]
 
     def _charges(self, graph: Graph) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlr.kernels.message_passing import cpu
+from fastlr.kernels.message_passing import cost, cpu
+from fastlr.kernels.message_passing.cost import Cost
 from fastlr.kernels.message_passing.cpu import Call
 
 from .buffers import Buffers
@@ -17,10 +18,11 @@ from .folding import FoldedLayer
 
 
 class Stage(NamedTuple):
-    """A step of the plan."""
+    """A step of the plan, with what it has to do at least; None where nobody has counted."""
 
     name: str
-    run: Callable[[], None]
+    run: Callable[[], object]
+    cost: Cost | None = None
 
 
 class BoundEdges:
@@ -55,6 +57,20 @@ class BoundEdges:
         self._prepare = Call(cpu.edges(l_max, bits), tensors)
         tensors = [edges.ptr, self.end, self.copy, self.vector, settings, self.harmonics_gradient, self.place_gradient]
         self._forces = Call(cpu.edge_forces(l_max, bits), [*tensors, self.node_forces, self.virials, self.copy_forces])
+
+    @property
+    def preparation(self) -> Cost:
+        """Of ``prepare``: the list is read, and what describes an edge is written."""
+        harmonics, itemsize = self.harmonics.shape[1], self.place.element_size()
+        count = self.edges.num_edges
+        return Cost((20 + 6 * harmonics) * count, count * (88 + (harmonics + 1) * itemsize))
+
+    @property
+    def pulling(self) -> Cost:
+        """Of ``forces``."""
+        harmonics, itemsize = self.harmonics.shape[1], self.place.element_size()
+        count = self.edges.num_edges
+        return Cost((60 + 12 * harmonics) * count, count * (32 + (harmonics + 1) * itemsize))
 
     def prepare(self) -> None:
         """Edges within the cutoff for the positions as they are."""
@@ -112,6 +128,7 @@ class BoundStack:
         first = layers[0]
         self.x = None if first.shape.by_species else new("x", n, first.first_layout.dim_in)
         self.forward, self.backward = [], []
+        counts = n, edges.edges.num_edges, bits // 8
         x = self.x
         gradient = new("gradient by x", n, first.first_layout.dim_in)
         self.x_gradient = None if self.x is None else gradient
@@ -131,22 +148,24 @@ class BoundStack:
                 width = layer.first_layout.dim_in
                 h, h_copies = new(f"h{number}", n, width), new(f"copies{number}", num_copies, width)
                 mix = Call(cpu.mix(layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
-                self.forward.append(Stage(f"{label}: mix", _share(mix, bounds)))
+                self.forward.append(Stage(f"{label}: mix", _share(mix, bounds), _mixing(layer, *counts[::2])))
             tensors = [y, out, *listed, *described, h, layer.table, *rest]
             tensors += [layer.linear[0], layer.connections[0], layer.own_connections[0]]
             call = Call(cpu.layer_forward(key, bits), tensors)
-            self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds)))
+            work = cost.forward(shape, *counts)
+            self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds), work))
 
             tensors = [out_gradient, y, *listed, edges.copy, *described, h, layer.table, *rest]
             tensors += [layer.linear[1], layer.connections[1], layer.own_connections[1]]
             tensors += [h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient]
             call = Call(cpu.layer_backward(key, bits), tensors)
             # the other way round: the last layer comes first, and in each the collection last
-            steps = [Stage(f"{label}: backwards", _cleared(call, bounds, h_copies, shape.connection is None, gradient))]
+            back = _cleared(call, bounds, h_copies, shape.connection is None, gradient)
+            steps = [Stage(f"{label}: backwards", back, cost.backward(shape, *counts))]
             if layer.first is not None:
                 copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
                 collect = Call(cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]])
-                steps.append(Stage(f"{label}: collect", _share(collect, bounds)))
+                steps.append(Stage(f"{label}: collect", _share(collect, bounds), _mixing(layer, *counts[::2])))
             self.backward = steps + self.backward
             x, gradient = out, out_gradient
         self.out, self.gradient = x, gradient
@@ -154,6 +173,11 @@ class BoundStack:
     def own_gradient(self) -> Tensor:
         """(N, G), summed over the layers."""
         return sum(self._own_gradients) if self._own_gradients else torch.zeros_like(self.own)
+
+
+def _mixing(layer: FoldedLayer, nodes: int, itemsize: int) -> Cost:
+    layout = layer.first_layout
+    return Cost(nodes * cost.linear_operations(layout), nodes * itemsize * (layout.dim_in + layout.dim_out))
 
 
 def _share(call: Call, bounds) -> Callable[[], None]:

@@ -12,7 +12,7 @@ class Edges(Emitter):
 
     Tensors: positions; list: pointers, source, copy, offset (what the cell adds to a vector); settings: square of the
     cutoff, intervals of the radial table an Å, the last of them; and the results: end of each node's edges, square of
-    its shortest vector; of the edges source, copy, vector, harmonics, place in an interval of the radial table, interval.
+    its shortest vector; of the edges: source, copy, vector, harmonics, place in an interval of the table, interval.
     """
 
     NAME = "edges"
