@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlr.graph import Graph
 
-EDGES_A_THREAD = 64  # that are worth one
+EDGES_A_THREAD = 300  # that are worth one
 UNSORTED = 2000  # atoms: so many stay in a cache in any order
 
 

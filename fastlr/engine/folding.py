@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from fastlr.kernels.irreps_linear.layout import Layout
 from fastlr.kernels.irreps_linear.naive import apply
 from fastlr.kernels.message_passing.shape import GateLayout, LayerShape
-from fastlr.models.nequip import InteractionStack
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.gate import Gate
 from fastlr.nn.interaction import InteractionLayer
@@ -47,8 +46,9 @@ class FoldedLayer:
 
 
 @torch.no_grad()
-def fold_stack(
-    stack: InteractionStack,
+def fold_layers(
+    layers: list[InteractionLayer],
+    norm: Tensor,
     embedding: EdgeEmbedding,
     num_intervals: int,
     types: Tensor,
@@ -58,17 +58,17 @@ def fold_stack(
     """The layers of a stack.
 
     Args:
+        layers: see ``pruning``.
+        norm: (species, 1) factor before the convolution.
         embedding: of the edges.
         num_intervals: of the radial tables.
         types: (species, F) type embedding.
         first: whether the input of the stack is the type embedding alone, so that its first rows go by species.
     """
-    types = types.double()
-    layers = []
-    for number, layer in enumerate(stack.layers):
-        by_species = first and number == 0
-        layers.append(_fold(layer, embedding, num_intervals, types, stack.norm, dtype, by_species))
-    return layers
+    return [
+        _fold(layer, embedding, num_intervals, types.double(), norm, dtype, first and number == 0)
+        for number, layer in enumerate(layers)
+    ]
 
 
 def _fold(layer: InteractionLayer, embedding, num_intervals, types, norm, dtype, by_species) -> FoldedLayer:
@@ -152,15 +152,20 @@ class Readout:
     Args:
         mlp: the network; it sees the first columns of a row.
         scale_shift: in float64.
+        species: (N,) of the rows.
     """
 
-    def __init__(self, mlp: ScalarMLP, scale_shift: nn.Module, dtype: torch.dtype):
+    @torch.no_grad()
+    def __init__(self, mlp: ScalarMLP, scale_shift: nn.Module, dtype: torch.dtype, species: Tensor):
         pairs = zip(mlp.weights, mlp.scales, strict=True)
         self.weights = [(weight.detach().double() * scale).to(dtype) for weight, scale in pairs]
-        self.scale, self.shift = scale_shift.scale.detach().double(), scale_shift.shift.detach().double()
+        self.scale, self.shift = (
+            values.double().index_select(0, species) for values in (scale_shift.scale, scale_shift.shift)
+        )
         self.width = mlp.dims[0]
+        self.is_linear = len(self.weights) == 1
 
-    def __call__(self, x: Tensor, species: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N,) float64; what ``backward`` needs is kept."""
         self._arguments, value = [], x[:, : self.width]
         for number, weight in enumerate(self.weights):
@@ -168,14 +173,11 @@ class Readout:
                 self._arguments.append(value)
                 value = torch.nn.functional.silu(value)
             value = value @ weight
-        return torch.addcmul(
-            self.shift.index_select(0, species), value[:, 0].double(), self.scale.index_select(0, species)
-        )
+        return torch.addcmul(self.shift, value[:, 0].double(), self.scale)
 
-    def backward(self, species: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def backward(self, gradient: Tensor | None = None) -> Tensor:
         """(N, width), times a gradient (N,) by the values, float64."""
-        scale = self.scale.index_select(0, species)
-        factor = scale if gradient is None else scale * gradient
+        factor = self.scale if gradient is None else self.scale * gradient
         g = factor.to(self.weights[0].dtype)[:, None]
         for number in range(len(self.weights) - 1, -1, -1):
             g = g * self.weights[number].T if g.shape[1] == 1 else g @ self.weights[number].T

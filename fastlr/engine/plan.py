@@ -11,11 +11,12 @@ from torch import Tensor
 from fastlr.backends import Operations
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
 from fastlr.memory import MemoryModel
-from fastlr.models.derivatives import finish
+from fastlr.models.derivatives import dipole
 
 from .buffers import Buffers
 from .edge_list import EdgeList
-from .folding import Readout, fold_stack
+from .folding import Readout, fold_layers
+from .pruning import SCALAR, prune
 from .stages import BoundEdges, BoundStack, Stage
 
 
@@ -38,17 +39,17 @@ class Plan:
         )
         types = model.type_embedding.weight.detach()
         fold = {"embedding": model.edge_embedding, "num_intervals": num_intervals, "types": types, "dtype": self.dtype}
-        self.readout = Readout(model.readout, model.scale_shift, self.dtype)
         if config.kind == "nequip-lr":
-            self.charge_layers = fold_stack(model.charge_stack, first=True, **fold)
-            self.energy_layers = fold_stack(model.energy_stack, first=False, **fold)
-            self.norms = model.charge_stack.norm, model.energy_stack.norm
-            self.electronegativity = Readout(
-                model.electronegativity_readout, model.electronegativity_scale_shift, self.dtype
-            )
+            charge, energy = model.charge_stack, model.energy_stack
+            layers, read = prune(energy, {SCALAR})
+            self.energy_layers = fold_layers(layers, energy.norm, first=False, **fold)
+            layers, _ = prune(charge, read if config.reuse_features else {SCALAR})
+            self.charge_layers = fold_layers(layers, charge.norm, first=True, **fold)
+            self.norms = charge.norm, energy.norm
         else:
+            layers, _ = prune(model.stack, {SCALAR})
             self.charge_layers, self.norms = [], (None, model.stack.norm)
-            self.energy_layers = fold_stack(model.stack, first=True, **fold)
+            self.energy_layers = fold_layers(layers, model.stack.norm, first=True, **fold)
         self.buffers = Buffers()
         self._bound: Bound | None = None
         self._lock = threading.Lock()
@@ -71,7 +72,7 @@ class Plan:
             out = bound.energies(graph)
             if forces:
                 out |= bound.forces(graph)
-            return finish(graph, out)
+            return bound.finish(graph, out)
 
     @property
     def num_bytes(self) -> tuple[int, int]:
@@ -109,11 +110,20 @@ class Bound:
         self.edges = EdgeList.of(graph)
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
-        num_own = 0
+        num_own, species, model = 0, self.edges.species, plan.model
+        self.readout = Readout(model.readout, model.scale_shift, plan.dtype, species)
         if self.charged:
+            scale_shift = model.electronegativity_scale_shift
+            self.electronegativity = Readout(model.electronegativity_readout, scale_shift, plan.dtype, species)
             num_own = plan.model.charge_encoding.num_features
             self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
         self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
+        if self.readout.is_linear:  # then its gradient is always the same
+            self.energy_stack.gradient.copy_(self.readout.backward())
+        self.single = graph.num_structures == 1
+        is_cell = graph.pbc.all(dim=1)
+        volume = torch.linalg.det(graph.cell).abs() if bool(is_cell.any()) else is_cell.double()
+        self.per_volume = torch.where(is_cell, 1.0 / volume, torch.nan)[:, None, None]
 
     def _stack(self, name: str, layers, norm, num_own: int) -> BoundStack:
         return BoundStack(name, layers, norm, num_own, self.geometry, self.plan.buffers)
@@ -125,7 +135,7 @@ class Bound:
 
     def energies(self, graph: Graph) -> dict[str, Tensor]:
         """What ``fastlr.models`` return."""
-        plan, edges = self.plan, self.edges
+        edges = self.edges
         self.geometry.positions.copy_(edges.sort(graph.positions))
         self.geometry.prepare()
         self._refuse_overlap(graph)
@@ -133,17 +143,29 @@ class Bound:
         if self.charged:
             extra = self._charges(graph)
         run(self.energy_stack.forward)
-        atomic_energies = edges.unsort(plan.readout(self.energy_stack.out, edges.species))
+        atomic_energies = edges.unsort(self.readout(self.energy_stack.out))
         if self.charged and self.config.site_energy:
             atomic_energies = atomic_energies + self.equilibrated["site_energies"].detach()
-        energy = graph.sum_nodes(atomic_energies)
+        energy = self._sum(graph.batch, atomic_energies)
         if self.charged:
             energy = energy + extra["coulomb_energy"] + extra["external_energy"]
         return {"energy": energy, "atomic_energies": atomic_energies, **extra}
 
+    def finish(self, graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As ``derivatives.finish``, with what is known of the cells."""
+        if "virial" in out:
+            out["stress"] = out["virial"] * self.per_volume
+        return out | dipole(graph, out)
+
+    def _sum(self, batch: Tensor, values: Tensor) -> Tensor:
+        """(N, ...) -> (B, ...)."""
+        if self.single:
+            return values.sum(dim=0, keepdim=True)
+        return values.new_zeros(len(self.per_volume), *values.shape[1:]).index_add_(0, batch, values)
+
     def stages(self) -> list[Stage]:
         """Forwards and back, as they follow one another."""
-        plan, geometry, energy = self.plan, self.geometry, self.energy_stack
+        geometry, energy = self.geometry, self.energy_stack
         charges = charges_back = []
         if self.charged:
             stack = self.charge_stack
@@ -153,7 +175,7 @@ class Bound:
             Stage("edges: vectors, harmonics, places in the tables", geometry.prepare, geometry.preparation),
             *charges,
             *energy.forward,
-            Stage("readout", lambda: plan.readout(energy.out, self.edges.species)),
+            Stage("readout", lambda: self.readout(energy.out)),
             *energy.backward,
             *charges_back,
             Stage("forces and virial", geometry.forces, geometry.pulling),
@@ -164,7 +186,7 @@ class Bound:
         plan, edges, model = self.plan, self.edges, self.plan.model
         run(self.charge_stack.forward)
         features = self.charge_stack.out
-        chi = edges.unsort(plan.electronegativity(features, edges.species))
+        chi = edges.unsort(self.electronegativity(features))
         with torch.enable_grad():
             self.leaves = [graph.positions.detach().requires_grad_(), torch.zeros_like(graph.cell).requires_grad_()]
             self.leaves.append(chi.requires_grad_())
@@ -186,14 +208,15 @@ class Bound:
 
     def forces(self, graph: Graph) -> dict[str, Tensor]:
         """Forces (N, 3) and virial (B, 3, 3), after ``energies`` of the same graph."""
-        plan, edges = self.plan, self.edges
+        edges = self.edges
         self.geometry.clear()
-        self.energy_stack.gradient.copy_(plan.readout.backward(edges.species))
+        if not self.readout.is_linear:
+            self.energy_stack.gradient.copy_(self.readout.backward())
         run(self.energy_stack.backward)
         slopes = self._charge_gradients() if self.charged else None
         forces = edges.unsort(self.geometry.forces())
         per_node = self.geometry.virials.view(-1, 3, 3)
-        virial = forces.new_zeros(graph.num_structures, 3, 3).index_add_(0, edges.batch, per_node)
+        virial = self._sum(edges.batch, per_node)
         virial = 0.5 * (virial + virial.transpose(1, 2))
         if slopes is not None:
             forces, virial = forces - slopes[0], virial + slopes[1]
@@ -201,7 +224,7 @@ class Bound:
 
     def _charge_gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients by positions and strain through the charges; the charge stack runs backwards."""
-        plan, edges, config, found = self.plan, self.edges, self.config, self.equilibrated
+        edges, config, found = self.edges, self.config, self.equilibrated
         num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
         by_x = self.energy_stack.x_gradient
         before = num_scalars if config.reuse_features else by_x.shape[1] - num_own
@@ -220,7 +243,7 @@ class Bound:
             gradient[:, num_scalars:] = by_x[:, own.stop :]
         else:
             gradient.zero_()
-        gradient[:, :num_scalars] += plan.electronegativity.backward(edges.species, edges.sort(by_chi))
+        gradient[:, :num_scalars] += self.electronegativity.backward(edges.sort(by_chi))
         run(self.charge_stack.backward)
         return tuple(slopes)
 

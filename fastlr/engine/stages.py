@@ -16,6 +16,8 @@ from .buffers import Buffers
 from .edge_list import EdgeList
 from .folding import FoldedLayer
 
+OPERATIONS_OF_THREADS = 2e6  # floating-point operations that are worth waking other threads
+
 
 class Stage(NamedTuple):
     """A step of the plan, with what it has to do at least; None where nobody has counted."""
@@ -58,6 +60,9 @@ class BoundEdges:
         tensors = [edges.ptr, self.end, self.copy, self.vector, settings, self.harmonics_gradient, self.place_gradient]
         self._forces = Call(cpu.edge_forces(l_max, bits), [*tensors, self.node_forces, self.virials, self.copy_forces])
 
+        few = self.preparation.operations < OPERATIONS_OF_THREADS
+        self._bounds = self.bounds[[0, -1]] if few else self.bounds
+
     @property
     def preparation(self) -> Cost:
         """Of ``prepare``: the list is read, and what describes an edge is written."""
@@ -74,7 +79,7 @@ class BoundEdges:
 
     def prepare(self) -> None:
         """Edges within the cutoff for the positions as they are."""
-        self._prepare(self.bounds)
+        self._prepare(self._bounds)
 
     def clear(self) -> None:
         """Gradients to zero, before they are added to."""
@@ -83,7 +88,7 @@ class BoundEdges:
 
     def forces(self) -> Tensor:
         """(N, 3) float64 forces on the rows, from the gradients; ``virials`` hold what each row contributes."""
-        self._forces(self.bounds)
+        self._forces(self._bounds)
         if len(self.bounds) == 2:  # one copy of each row
             return self.node_forces.add_(self.copy_forces)
         owner = self._owner()
@@ -143,29 +148,30 @@ class BoundStack:
             if shape.num_own:
                 self._own_gradients.append(own_gradient)
             rest = [nothing if x is None else x, species, self.own]
-            h, h_copies = layer.h_by_species, nothing
+            h, h_copies, mixing = layer.h_by_species, nothing, _mixing(layer, *counts[::2])
             if h is None:
                 width = layer.first_layout.dim_in
                 h, h_copies = new(f"h{number}", n, width), new(f"copies{number}", num_copies, width)
                 mix = Call(cpu.mix(layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
-                self.forward.append(Stage(f"{label}: mix", _share(mix, bounds), _mixing(layer, *counts[::2])))
+                self.forward.append(Stage(f"{label}: mix", _share(mix, bounds, mixing), mixing))
             tensors = [y, out, *listed, *described, h, layer.table, *rest]
             tensors += [layer.linear[0], layer.connections[0], layer.own_connections[0]]
             call = Call(cpu.layer_forward(key, bits), tensors)
             work = cost.forward(shape, *counts)
-            self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds), work))
+            self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds, work), work))
 
             tensors = [out_gradient, y, *listed, edges.copy, *described, h, layer.table, *rest]
             tensors += [layer.linear[1], layer.connections[1], layer.own_connections[1]]
             tensors += [h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient]
             call = Call(cpu.layer_backward(key, bits), tensors)
             # the other way round: the last layer comes first, and in each the collection last
-            back = _cleared(call, bounds, h_copies, shape.connection is None, gradient)
-            steps = [Stage(f"{label}: backwards", back, cost.backward(shape, *counts))]
+            work = cost.backward(shape, *counts)
+            back = _cleared(call, bounds, work, h_copies, shape.connection is None, gradient)
+            steps = [Stage(f"{label}: backwards", back, work)]
             if layer.first is not None:
                 copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
                 collect = Call(cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]])
-                steps.append(Stage(f"{label}: collect", _share(collect, bounds), _mixing(layer, *counts[::2])))
+                steps.append(Stage(f"{label}: collect", _share(collect, bounds, mixing), mixing))
             self.backward = steps + self.backward
             x, gradient = out, out_gradient
         self.out, self.gradient = x, gradient
@@ -180,12 +186,17 @@ def _mixing(layer: FoldedLayer, nodes: int, itemsize: int) -> Cost:
     return Cost(nodes * cost.linear_operations(layout), nodes * itemsize * (layout.dim_in + layout.dim_out))
 
 
-def _share(call: Call, bounds) -> Callable[[], None]:
+def _share(call: Call, bounds, work: Cost) -> Callable[[], None]:
+    """``call`` on as many threads as its work is worth."""
+    if work.operations < OPERATIONS_OF_THREADS:
+        bounds = bounds[[0, -1]]
     return lambda: call(bounds)
 
 
-def _cleared(call: Call, bounds, copies: Tensor, unconnected: bool, gradient: Tensor) -> Callable[[], None]:
+def _cleared(call: Call, bounds, work: Cost, copies: Tensor, unconnected: bool, gradient: Tensor) -> Callable[[], None]:
     """``call`` after zeroing what it adds to."""
+    if work.operations < OPERATIONS_OF_THREADS:
+        bounds = bounds[[0, -1]]
 
     def run():
         copies.zero_()

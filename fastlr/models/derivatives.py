@@ -44,15 +44,16 @@ def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = F
 def finish(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
     """What follows from the results of ``evaluate``: the stress, where there is a virial, and the dipole."""
     if "virial" not in out:
-        return out | _dipole(graph, out)
+        return out | dipole(graph, out)
     is_cell = graph.pbc.all(dim=1)
     # NaN after the division, not by it: dividing by NaN would give the cells of the batch NaN gradients in training
     volume = torch.where(is_cell, torch.linalg.det(graph.cell).abs(), 1.0)[:, None, None]
     stress = torch.where(is_cell[:, None, None], out["virial"] / volume, torch.nan)
-    return out | {"stress": stress} | _dipole(graph, out)
+    return out | {"stress": stress} | dipole(graph, out)
 
 
-def _dipole(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+def dipole(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The dipole of ``evaluate``, where there are charges."""
     if "charges" not in out:
         return {}
     dipole = graph.sum_nodes(out["charges"][:, None] * graph.positions.detach())

@@ -13,6 +13,7 @@ from fastlr.backends import resolve
 from fastlr.engine import edge_list
 from fastlr.engine.buffers import Buffers
 from fastlr.engine.plan import Plan
+from fastlr.engine.pruning import SCALAR, prune
 from fastlr.errors import BackendError, InputError, NonFiniteError
 from fastlr.graph import Graph
 from fastlr.models import build_model, parse_config
@@ -238,3 +239,20 @@ def test_same_weights_as_nequip_sized_models():
     model = build_model(parse_config(config))
     graph = graph_of(model, structures.salt() * (3, 3, 3))
     assert_agree(plan_of(model).evaluate(graph), evaluate(reference_of(model), graph), "float32", graph.num_nodes)
+
+
+def test_what_never_reaches_the_energy_is_left_out():
+    """In the layer before the last, irreps that no spherical harmonic turns into scalars; their paths and gates."""
+    model = small_model("nequip", num_layers=3)
+    layers, read = prune(model.stack, {SCALAR})
+    kept = [{str(ir) for _, ir in layer.irreps_out} for layer in layers]
+    assert kept[-2:] == [{"0e", "1o", "2e"}, {"0e"}]
+    assert {str(ir) for _, ir in model.stack.layers[1].irreps_out} > kept[1]
+    assert {str(ir) for ir in read} == {"0e"}
+    for layer, pruned in zip(model.stack.layers, layers, strict=True):
+        assert pruned.program.weight_numel <= layer.program.weight_numel
+    assert layers[1].program.weight_numel < model.stack.layers[1].program.weight_numel
+    # without the opposite parities there is nothing to leave out
+    model = small_model("nequip-no-parity", num_layers=3)
+    layers, _ = prune(model.stack, {SCALAR})
+    assert [layer.program for layer in layers] == [layer.program for layer in model.stack.layers]

@@ -10,7 +10,8 @@ from fastlr.kernels.message_passing.shape import LayerShape
 from fastlr.kernels.native import compiled
 from reference.models import small_model
 
-from fastlr.engine.folding import fold_stack
+from fastlr.engine.folding import fold_layers
+from fastlr.engine.pruning import SCALAR, prune
 from fastlr.nn.gate import SILU_SCALE, TANH_SCALE
 
 ARGUMENTS = torch.cat([
@@ -53,6 +54,7 @@ def test_activations(odd, slope, dtype):
 def test_shapes_are_the_same_from_their_text(name):
     model = small_model(name)
     stack = model.stack if name == "nequip" else model.energy_stack
-    layers = fold_stack(stack, model.edge_embedding, 8, model.type_embedding.weight, torch.float64, name == "nequip")
-    for layer in layers:
+    layers, _ = prune(stack, {SCALAR})
+    types = model.type_embedding.weight
+    for layer in fold_layers(layers, stack.norm, model.edge_embedding, 8, types, torch.float64, name == "nequip"):
         assert LayerShape.from_key(layer.shape.key) == layer.shape
