@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fastlr.memory import MemoryModel
 from fastlr.models.derivatives import dipole
 
 from .buffers import Buffers
+from .charges import equilibrated
 from .edge_list import EdgeList
 from .folding import Readout, fold_layers
 from .pruning import SCALAR, prune
@@ -145,7 +145,7 @@ class Bound:
         run(self.energy_stack.forward)
         atomic_energies = edges.unsort(self.readout(self.energy_stack.out))
         if self.charged and self.config.site_energy:
-            atomic_energies = atomic_energies + self.equilibrated["site_energies"].detach()
+            atomic_energies = atomic_energies + self.equilibrated.site_energies
         energy = self._sum(graph.batch, atomic_energies)
         if self.charged:
             energy = energy + extra["coulomb_energy"] + extra["external_energy"]
@@ -187,24 +187,22 @@ class Bound:
         run(self.charge_stack.forward)
         features = self.charge_stack.out
         chi = edges.unsort(self.electronegativity(features))
-        with torch.enable_grad():
-            self.leaves = [graph.positions.detach().requires_grad_(), torch.zeros_like(graph.cell).requires_grad_()]
-            self.leaves.append(chi.requires_grad_())
-            deformed = replace(graph, positions=self.leaves[0]).strained(self.leaves[1])
-            self.equilibrated = model.equilibration(deformed, chi)
-        charges = edges.sort(self.equilibrated["charges"].detach()).to(plan.dtype)
-        with torch.enable_grad():
-            self.encoded = charges.requires_grad_()
-            self.encoding = model.charge_encoding(self.encoded)
-        self.energy_stack.own.copy_(self.encoding)
+        self.equilibrated = found = equilibrated(model.equilibration, graph, chi, self.config.site_energy)
+        self.encoded = edges.sort(found.charges).to(plan.dtype)
+        if model.charge_encoding.kind == "scalar":
+            self.encoding = self.encoded[:, None]
+        else:
+            with torch.enable_grad():
+                self.encoding = model.charge_encoding(self.encoded.requires_grad_())
+        self.energy_stack.own.copy_(self.encoding.detach())
         x, num_scalars = self.energy_stack.x, self.config.channels[0]
         if self.config.reuse_features:
             parts = [features[:, :num_scalars], self.energy_stack.own, features[:, num_scalars:]]
         else:
             parts = [model.type_embedding.weight.index_select(0, edges.species), self.energy_stack.own]
         torch.cat(parts, dim=1, out=x)
-        found = {key: self.equilibrated[key].detach() for key in ("charges", "coulomb_energy", "external_energy")}
-        return found | {"electronegativities": chi.detach()}
+        names = ("charges", "coulomb_energy", "external_energy")
+        return {name: getattr(found, name) for name in names} | {"electronegativities": chi}
 
     def forces(self, graph: Graph) -> dict[str, Tensor]:
         """Forces (N, 3) and virial (B, 3, 3), after ``energies`` of the same graph."""
@@ -224,19 +222,17 @@ class Bound:
 
     def _charge_gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients by positions and strain through the charges; the charge stack runs backwards."""
-        edges, config, found = self.edges, self.config, self.equilibrated
+        plan, edges, config = self.plan, self.edges, self.config
         num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
         by_x = self.energy_stack.x_gradient
         before = num_scalars if config.reuse_features else by_x.shape[1] - num_own
         own = slice(before, before + num_own)
         by_encoding = self.energy_stack.own_gradient() + by_x[:, own]
-        (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
-        sums = [found["coulomb_energy"], found["external_energy"]]
-        if config.site_energy:
-            sums.append(found["site_energies"])
-        outputs = [found["charges"], *(total for total in sums if total.requires_grad)]
-        seeds = [edges.unsort(by_charge.double()), *(torch.ones_like(total) for total in outputs[1:])]
-        *slopes, by_chi = torch.autograd.grad(outputs, self.leaves, seeds)
+        if plan.model.charge_encoding.kind == "scalar":
+            by_charge = by_encoding[:, 0]
+        else:
+            (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
+        *slopes, by_chi = self.equilibrated.gradients(edges.unsort(by_charge.double()))
         gradient = self.charge_stack.gradient
         if config.reuse_features:
             gradient[:, :num_scalars] = by_x[:, :num_scalars]

@@ -1,5 +1,7 @@
 """Global charge equilibration of Gaussian charges."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,23 @@ from fastlr.kernels.ewald.system import System
 
 # Bound on the root-mean-square error of charges found by iteration, e. A model in float32 rounds them to 1e-7.
 TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-9}
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """What charges are solved to in a model of this float type; see ``TOLERANCE``."""
+    return TOLERANCE[dtype]
+
+
+@contextmanager
+def named_failures():
+    """Failures of a solver as errors that name the structure."""
+    try:
+        yield
+    except SolverError as error:
+        raise InputError(
+            f"charge equilibration failed for structure {error.structures[0]} of the batch: {error.reason}; are "
+            "its positions finite and its atoms apart?"
+        ) from None
 
 
 class ChargeEquilibration(nn.Module):
@@ -68,11 +87,8 @@ class ChargeEquilibration(nn.Module):
                 the solver does not find it.
         """
         hardness = self.hardness.index_select(0, graph.species)
-        conditions, options, total = (
-            graph.conditions,
-            {"tolerance": TOLERANCE[self.operations.dtype]},
-            electronegativity,
-        )
+        conditions, total = graph.conditions, electronegativity
+        options = {"tolerance": tolerance_of(self.operations.dtype)}
         if conditions is not None:
             potential = conditions.potential_at(graph.positions, graph.batch)
             total = electronegativity + potential
@@ -80,15 +96,10 @@ class ChargeEquilibration(nn.Module):
                 options["constraints"] = conditions.constraints
         if graph.memory is not None:
             options["memory"] = graph.memory
-        try:
+        with named_failures():
             q, coulomb_energy, _ = self.operations.charge_equilibration(
                 self.system(graph), total, hardness, graph.charge, COULOMB_CONSTANT, **options
             )
-        except SolverError as error:
-            raise InputError(
-                f"charge equilibration failed for structure {error.structures[0]} of the batch: {error.reason}; are "
-                "its positions finite and its atoms apart?"
-            ) from None
         external = torch.zeros_like(coulomb_energy)
         if conditions is not None:
             given = conditions.chemical_potential.nan_to_num(nan=0.0).index_select(0, graph.batch)
