@@ -12,6 +12,7 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
+from .engine.charges import ACCURACY
 from .engine.plan import Plan
 from .engine.proof import prove
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
@@ -133,7 +134,7 @@ class Potential:
         if self.no_plan is None:
             self.parity = check_parity(self.model, operations, ["charge_equilibration"])
             self.plan = Plan(self.model, self.tables[0])
-            self.proof = prove(self.plan, self.model, coulomb_settings(self.config))
+            self.proof = prove(self.plan, self.model, coulomb_settings(self.config), inference_settings(self.config))
             self._memory = self.plan.memory
             return self
         self.parity = check_parity(self.model, operations)
@@ -159,7 +160,7 @@ class Potential:
 
     def graph(self, atoms: Atoms | Sequence[Atoms], charge: float | Sequence[float] | None = None) -> Graph:
         """Structures as the batch that the model takes (on the CPU); see ``Graph.from_atoms``."""
-        return Graph.from_atoms(atoms, self.species, self.config.r_max, coulomb_settings(self.config), charge)
+        return Graph.from_atoms(atoms, self.species, self.config.r_max, inference_settings(self.config), charge)
 
     def predict(
         self,
@@ -307,18 +308,24 @@ def _usable_device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-def coulomb_settings(config: ModelConfig) -> CoulombSettings | None:
-    """Settings of the Coulomb tables that a model needs; None for a short-range model."""
+def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings | None:
+    """Settings of the Coulomb tables that a model needs, with an accuracy of ``least`` at best; None for a short-range
+    model."""
     if config.kind != "nequip-lr":
         return None
-    return CoulombSettings(tuple(config.widths), config.ewald_accuracy, config.ewald_eta)
+    return CoulombSettings(tuple(config.widths), max(config.ewald_accuracy, least), config.ewald_eta)
+
+
+def inference_settings(config: ModelConfig) -> CoulombSettings | None:
+    """The same, no finer than predictions in the model's float type can tell."""
+    return coulomb_settings(config, ACCURACY[config.torch_dtype])
 
 
 def single_graph(
     atoms: Atoms, config: ModelConfig, charge: float | None = None, index: int = 0, skin: float = 0.0
 ) -> Graph:
     """One structure as a batch of one for the model of ``config``; errors call it structure ``index``."""
-    return Graph.single(atoms, config.species, config.r_max, coulomb_settings(config), charge, index, skin)
+    return Graph.single(atoms, config.species, config.r_max, inference_settings(config), charge, index, skin)
 
 
 def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:

@@ -7,7 +7,7 @@ The compiler is llvmlite, the one that numba uses.
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -105,8 +105,11 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
         rows: the number of rows, or row pointers (CSR), whose entries are then shared out evenly.
         minimum_work: rows and entries that are worth a thread.
     """
-    arguments = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
-    pointer = arguments.ctypes.data
+    Call(kernel, tensors)(shares(rows, minimum_work))
+
+
+def shares(rows: torch.Tensor | int, minimum_work: int = 256) -> np.ndarray:
+    """Where the share of each thread begins, and where the last ends; arguments as of ``launch``."""
     num_rows = rows if isinstance(rows, int) else rows.shape[0] - 1
     threads = min(torch.get_num_threads(), num_rows)
     if threads > 1:
@@ -114,8 +117,33 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
         work = num_rows if load is None else int(load[-1])
         threads = min(threads, max(1, work // minimum_work))
     if threads <= 1:
-        kernel(pointer, 0, num_rows)
-        return
-    shares = work * np.arange(threads + 1) // threads
-    bounds = shares if load is None else np.searchsorted(load, shares)
-    run_parallel(kernel, pointer, bounds.astype(np.int64))
+        return np.array([0, num_rows])
+    even = work * np.arange(threads + 1) // threads
+    bounds = even if load is None else np.searchsorted(load, even)
+    return bounds.astype(np.int64)
+
+
+class Call:
+    """A kernel with its tensors, to be run again and again.
+
+    Args:
+        kernel: machine code.
+        tensors: what it works on, contiguous. They are kept alive.
+    """
+
+    def __init__(self, kernel, tensors: Sequence[torch.Tensor]):
+        self.kernel, self.tensors = kernel, list(tensors)
+        self.arguments = np.array([tensor.data_ptr() for tensor in self.tensors], dtype=np.int64)
+        self.pointer = self.arguments.ctypes.data
+
+    def set(self, number: int, tensor: torch.Tensor) -> None:
+        """Work on another tensor."""
+        self.tensors[number] = tensor
+        self.arguments[number] = tensor.data_ptr()
+
+    def __call__(self, bounds: np.ndarray) -> None:
+        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, on a thread of its own."""
+        if len(bounds) == 2:
+            self.kernel(self.pointer, int(bounds[0]), int(bounds[1]))
+        else:
+            run_parallel(self.kernel, self.pointer, bounds)

@@ -10,7 +10,7 @@ from ase import Atoms
 
 from fastlr.backends import resolve
 from fastlr.errors import BackendError
-from fastlr.graph import Graph
+from fastlr.graph import CoulombSettings, Graph
 from fastlr.models import build_model
 from fastlr.models.derivatives import evaluate
 
@@ -51,25 +51,26 @@ def probe(species: list[str], r_max: float) -> Atoms:
     return Atoms(symbols, positions, cell=[spacing * per_axis] * 3, pbc=True)
 
 
-def prove(plan, model: torch.nn.Module, settings) -> Proof:
+def prove(plan, model: torch.nn.Module, settings: CoulombSettings | None, inference: CoulombSettings | None) -> Proof:
     """Compare a plan with the reference.
 
     Args:
         plan: evaluates graphs.
         model: whose weights the plan was made from.
-        settings: of the Coulomb sum, or None.
+        settings, inference: of the Coulomb sum, as the model has them and as the plan is used; None without charges.
 
     Raises:
         BackendError: they differ by more than ``TOLERANCE``.
     """
     config, dtype = model.config, model.config.torch_dtype
     atoms = probe(config.species, config.r_max)
-    graph = Graph.from_atoms(atoms, config.species, config.r_max, settings, None if settings is None else 1.0)
+    charge = None if settings is None else 1.0
+    graph, own = (Graph.from_atoms(atoms, config.species, config.r_max, each, charge) for each in (settings, inference))
     exact = build_model(
         config.model_copy(update={"dtype": "float64"}), resolve("reference", "cpu", torch.float64)
     ).requires_grad_(False)
     exact.load_state_dict({key: value.to(exact.state_dict()[key].dtype) for key, value in model.state_dict().items()})
-    expected, found = evaluate(exact.eval(), graph), plan.evaluate(graph)
+    expected, found = evaluate(exact.eval(), graph), plan.evaluate(own)
     energies, forces = expected["atomic_energies"], expected["forces"]
     energy_error = float((found["energy"] - expected["energy"]).abs()) / len(atoms)
     force_error = float((found["forces"] - forces).abs().max())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlr.kernels.message_passing import cost, cpu
 from fastlr.kernels.message_passing.cost import Cost
-from fastlr.kernels.message_passing.cpu import Call
+from fastlr.kernels.native import Call
 
 from .buffers import Buffers
 from .edge_list import EdgeList

@@ -16,11 +16,6 @@ from fastlr.kernels.ewald.system import System
 TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-9}
 
 
-def tolerance_of(dtype: torch.dtype) -> float:
-    """What charges are solved to in a model of this float type; see ``TOLERANCE``."""
-    return TOLERANCE[dtype]
-
-
 @contextmanager
 def named_failures():
     """Failures of a solver as errors that name the structure."""
@@ -88,7 +83,7 @@ class ChargeEquilibration(nn.Module):
         """
         hardness = self.hardness.index_select(0, graph.species)
         conditions, total = graph.conditions, electronegativity
-        options = {"tolerance": tolerance_of(self.operations.dtype)}
+        options = {"tolerance": TOLERANCE[self.operations.dtype]}
         if conditions is not None:
             potential = conditions.potential_at(graph.positions, graph.batch)
             total = electronegativity + potential

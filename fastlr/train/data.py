@@ -17,7 +17,7 @@ from fastlr.compression import uncompressed
 from fastlr.errors import ConfigError, InputError
 from fastlr.graph import Graph
 from fastlr.models import ModelConfig
-from fastlr.potential import single_graph
+from fastlr.potential import coulomb_settings
 
 PER_ATOM = ("forces", "charges")
 SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "charges": (), "dipole": (3,)}
@@ -125,7 +125,7 @@ def make_samples(frames: list[Frame], config: ModelConfig, advance: Callable[[],
     samples = []
     for k, frame in enumerate(frames):
         try:
-            graph = single_graph(frame.atoms, config, index=k)
+            graph = Graph.single(frame.atoms, config.species, config.r_max, coulomb_settings(config), index=k)
         except InputError as error:
             raise InputError(f"{frame.source}: {error}") from None
         family = frame.atoms.info.get("family")

@@ -67,14 +67,22 @@ class ConjugateGradient:
         return min(1.0, spread / least + abs(float(total)) / len(rhs))
 
     @torch.no_grad()
-    def __call__(self, rhs: Tensor, total: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Charges (N,) and multiplier (1,), from charges ``start`` if there are some that are nearly right."""
+    def __call__(
+        self, rhs: Tensor, total: Tensor, start: Tensor | None = None, absolute: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Charges (N,) and multiplier (1,).
+
+        Args:
+            start: charges that are nearly right.
+            absolute: take the tolerance as it is, however small the solution may be.
+        """
         n = len(rhs)
         q = torch.zeros_like(rhs) if start is None else start.clone()
         q += (total - q.sum()) / n
         least = float(self.hardness.min())
-        target = self.tolerance * self._scale(rhs, total, least) * math.sqrt(n) * least
-        gradient = self.hessian(q) - rhs
+        scale = 1.0 if absolute else self._scale(rhs, total, least)
+        target = self.tolerance * scale * math.sqrt(n) * least
+        gradient = self.hessian(q) - rhs if bool(q.any()) else -rhs
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
             residual = gradient.mean() - gradient

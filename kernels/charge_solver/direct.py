@@ -65,7 +65,8 @@ class Equilibration:
         rhs = by_charge
         if not site_energy:
             rhs = by_charge - self.electronegativity - self.hardness * q
-        adjoint, _ = self.solver(rhs, nothing)
+        # its error is that of a force, and not larger where the adjoint itself is small
+        adjoint, _ = self.solver(rhs, nothing, absolute=True)
         forces = CoulombForces(self.system)
         _, by_position, by_strain = forces(self.system.positions, q, 0.5 * q - adjoint, virial=True)
         by_chi = q - adjoint if site_energy else -adjoint

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..ewald.system import System
 from ..ewald_mesh.convolution import filtered
 from ..ewald_mesh.influence import green, waves, window
-from ..ewald_mesh.op import Stencils
+from ..ewald_mesh.op import stencils
 from ..ewald_mesh.parameters import smooth
 from ..ewald_mesh.potential import coordinates
 
@@ -56,7 +56,7 @@ class Fourier:
         # half again as fine as the shortest wave asks for, which keeps its aliases small
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cell), dim=0)
         self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
-        self.stencils = Stencils(coordinates(system.positions, cell, self.dims), self.dims, ORDER)
+        self.stencils = stencils(coordinates(system.positions, cell, self.dims), self.dims, ORDER)
         self.filter = self._filter(cell, width, constant, float((1.0 / diagonal).sum()), reach, height)
 
     def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:

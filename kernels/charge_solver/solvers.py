@@ -71,7 +71,7 @@ class Small:
         self.factor = factorise(hessian(system, hardness, constant), system.sizes)
 
     @torch.no_grad()
-    def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
         charges, multiplier = solve(self.factor, self.system.pad(rhs), total)
         return self.system.unpad(charges), multiplier
 
@@ -92,7 +92,7 @@ class Dense:
         self.stiffness = 1.0 / self.response.sum(dim=1).clamp_min(1e-300)
 
     @torch.no_grad()
-    def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
         free = torch.cholesky_solve(self.system.pad(rhs)[:, :, None], self.factor).squeeze(2)
         multiplier = (free.sum(dim=1) - total) * self.stiffness
         return self.system.unpad(free - multiplier[:, None] * self.response), multiplier
@@ -123,21 +123,25 @@ class OneByOne:
             self.solvers.append(solver)
 
     @torch.no_grad()
-    def __call__(self, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
+        """The solution; ``absolute`` takes the tolerance of iterations as it is, however small the solution."""
         charges, multipliers = [], []
         for b, solver in enumerate(self.solvers):
             own = slice(self.ptr[b], self.ptr[b + 1])
-            q, multiplier = self._solved(b, solver, rhs[own], total[b : b + 1])
+            q, multiplier = self._solved(b, solver, rhs[own], total[b : b + 1], absolute)
             charges.append(q)
             multipliers.append(multiplier)
         self.calls += 1
         return torch.cat(charges), torch.cat(multipliers)
 
-    def _solved(self, b: int, solver: Solver, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        if self.memory is None or not isinstance(solver, ConjugateGradient):
-            return self._named(b, solver, rhs, total)
+    def _solved(self, b: int, solver: Solver, rhs: Tensor, total: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
         key = b, self.calls
-        solution = self._named(b, solver, rhs, total, self.memory.guess(key, rhs))
+        start = None if self.memory is None else self.memory.guess(key, rhs)
+        if not isinstance(solver, ConjugateGradient):
+            return self._named(b, solver, rhs, total)
+        solution = self._named(b, solver, rhs, total, start, absolute)
+        if self.memory is None:
+            return solution
         self.memory.keep(key, solution[0], solver.reports[-1])
         return solution
 

@@ -19,7 +19,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from ..llvm import I32, I64, Emitter, chunk_plan
-from ..native import compiled, launch
+from ..native import Call, compiled, launch, shares
 from .bins import Bins, segments
 from .naive import components, polynomials
 
@@ -53,6 +53,29 @@ def spread(c: Tensor, bins: Bins, dims: tuple[int, int, int], order: int, p: int
     planes = _work(bins, dims, p)
     launch(_compiled(_Spread, c.dtype, p, order), [out, c, *bins, sizes], planes, minimum_work=8192)
     return out
+
+
+class Stencils:
+    """See ``op.Stencils``; everything that charges and meshes do not change is made once."""
+
+    def __init__(self, x: Tensor, dims: tuple[int, int, int], p: int):
+        bins, num_atoms = sort(x, dims, p), x.shape[0]
+        sizes = torch.tensor([*dims, segments(dims[2])])
+        self.mesh, self.values = x.new_empty(dims), x.new_empty(num_atoms)
+        self._spread = Call(_compiled(_Spread, x.dtype, p, 0), [self.mesh, self.values, *bins, sizes])
+        self._gather = Call(_compiled(_Gather, x.dtype, p, 0), [self.values, self.mesh, *bins, sizes])
+        self._planes = shares(_work(bins, dims, p), minimum_work=8192)
+        self._atoms = shares(num_atoms, minimum_work=64)
+
+    def spread(self, charges: Tensor) -> Tensor:
+        self._spread.set(1, charges)
+        self._spread(self._planes)
+        return self.mesh
+
+    def gather(self, mesh: Tensor) -> Tensor:
+        self._gather.set(1, mesh)
+        self._gather(self._atoms)
+        return self.values
 
 
 def _integers(count: int) -> Tensor:

@@ -160,17 +160,26 @@ def spread(
     return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
 
 
+def stencils(x: Tensor, dims: tuple[int, int, int], p: int):
+    """``Stencils`` of the tensors' device."""
+    _check(x, list(dims), p)
+    own = getattr(_kernels(x), "Stencils", Stencils)
+    return own(x.detach().contiguous(), tuple(dims), p)
+
+
 class Stencils:
-    """Spreading from and gathering to atoms at x (N, 3) that stay where they are: many times, without derivatives."""
+    """Spreading from and gathering to atoms at x (N, 3) that stay where they are: many times, without derivatives.
+
+    What is returned may be overwritten by the next call. Arguments are contiguous.
+    """
 
     def __init__(self, x: Tensor, dims: tuple[int, int, int], p: int):
-        _check(x, list(dims), p)
-        self.dims, self.p, self.kernels = tuple(dims), p, _kernels(x)
-        self.bins = Bins(*self.kernels.sort(x.detach().contiguous(), self.dims, p))
+        self.dims, self.p, self.kernels = dims, p, _kernels(x)
+        self.bins = Bins(*self.kernels.sort(x, dims, p))
 
     def spread(self, charges: Tensor) -> Tensor:
         """A mesh from charges (N,)."""
-        return self.kernels.spread(charges[:, None].contiguous(), self.bins, self.dims, 0, self.p)
+        return self.kernels.spread(charges[:, None], self.bins, self.dims, 0, self.p)
 
     def gather(self, mesh: Tensor) -> Tensor:
         """(N,) from a mesh."""

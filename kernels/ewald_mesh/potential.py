@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .convolution import convolve, filtered, form
 from .influence import fixed_influence, influence
-from .op import Stencils, bins_of, gather, spread
+from .op import bins_of, gather, spread, stencils
 
 
 def coordinates(positions: Tensor, cell: Tensor, dims: tuple[int, int, int]) -> Tensor:
@@ -83,11 +83,11 @@ class MeshPotential:
     ):
         """Arguments as of ``mesh_form``."""
         self.dims = tuple(dims)
-        self.stencils = Stencils(coordinates(positions, cell, dims), self.dims, p)
+        self.stencils = stencils(coordinates(positions, cell, dims), self.dims, p)
         self.influence = fixed_influence(cell, eta, dims, p, height)
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:
         """phi (N,) from charges q (N,)."""
-        mesh = filtered(torch.fft.rfftn(self.stencils.spread(q)), self.influence, self.dims)
-        return self.stencils.gather(mesh)
+        mesh = filtered(torch.fft.rfftn(self.stencils.spread(q.contiguous())), self.influence, self.dims)
+        return self.stencils.gather(mesh).clone()

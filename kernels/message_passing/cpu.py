@@ -1,14 +1,9 @@
-"""Machine code of the layer kernels for this CPU, and how to run it."""
+"""Machine code of the layer kernels for this CPU."""
 
-from collections.abc import Sequence
 from functools import cache
-
-import numpy as np
-from torch import Tensor
 
 from ..irreps_linear.layout import Layout
 from ..native import compiled
-from ..threads import run_parallel
 from .shape import LayerShape
 
 
@@ -58,27 +53,3 @@ def edge_forces(l_max: int, bits: int):
     from .cpu_edges import Forces
 
     return compiled(Forces.NAME, f"{l_max} {bits}", lambda: Forces(l_max, bits).source())
-
-
-class Call:
-    """A kernel with its tensors, to be run again and again.
-
-    Args:
-        kernel: machine code.
-        tensors: what it works on. They are kept alive, and must be contiguous.
-    """
-
-    def __init__(self, kernel, tensors: Sequence[Tensor]):
-        for number, tensor in enumerate(tensors):
-            if not tensor.is_contiguous():
-                raise ValueError(f"tensor {number} is not contiguous")
-        self.kernel, self.tensors = kernel, list(tensors)
-        self.arguments = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
-        self.pointer = self.arguments.ctypes.data
-
-    def __call__(self, bounds: np.ndarray) -> None:
-        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, on a thread of its own."""
-        if len(bounds) == 2:
-            self.kernel(self.pointer, int(bounds[0]), int(bounds[1]))
-        else:
-            run_parallel(self.kernel, self.pointer, bounds)

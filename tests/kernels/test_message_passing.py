@@ -5,9 +5,8 @@ import pytest
 import torch
 from fastlr.kernels.llvm import Emitter
 from fastlr.kernels.message_passing import cpu_parts
-from fastlr.kernels.message_passing.cpu import Call
 from fastlr.kernels.message_passing.shape import LayerShape
-from fastlr.kernels.native import compiled
+from fastlr.kernels.native import Call, compiled
 from reference.models import small_model
 
 from fastlr.engine.folding import fold_layers
