@@ -14,6 +14,7 @@ from .doctor import doctor
 from .info import info
 from .md import md
 from .predict import predict
+from .profile import profile
 from .relax import relax
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -37,6 +38,7 @@ if find_spec("fastlr.cli.train") is not None:
     app.command()(train)
 app.command()(info)
 app.command()(doctor)
+app.command()(profile)
 app.add_typer(bench)
 
 

@@ -19,6 +19,9 @@ from fastlr.models.derivatives import evaluate
 TOLERANCE = {torch.float32: (1e-6, 1e-5), torch.float64: (1e-10, 1e-10)}
 
 
+PROBE = 27  # atoms
+
+
 @dataclass(frozen=True)
 class Proof:
     """How far a plan is from the float64 reference on a probe.
@@ -40,9 +43,9 @@ class Proof:
         )
 
 
-def probe(species: list[str], r_max: float) -> Atoms:
-    """A periodic box with all elements on a rattled grid, about as dense as a liquid."""
-    per_axis = 3 if len(species) <= 27 else int(np.ceil(len(species) ** (1 / 3)))
+def box(species: list[str], r_max: float, num_atoms: int) -> Atoms:
+    """A periodic box with all elements on a rattled cubic grid of about so many atoms, about as dense as a liquid."""
+    per_axis = max(1, round(max(num_atoms, len(species)) ** (1 / 3) + 0.2))
     spacing = min(2.6, 0.6 * r_max)
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(per_axis)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -63,7 +66,7 @@ def prove(plan, model: torch.nn.Module, settings: CoulombSettings | None, infere
         BackendError: they differ by more than ``TOLERANCE``.
     """
     config, dtype = model.config, model.config.torch_dtype
-    atoms = probe(config.species, config.r_max)
+    atoms = box(config.species, config.r_max, PROBE)
     charge = None if settings is None else 1.0
     graph, own = (Graph.from_atoms(atoms, config.species, config.r_max, each, charge) for each in (settings, inference))
     exact = build_model(

@@ -1,0 +1,171 @@
+"""A plan at work: buffers and calls of kernels for one edge list, and the order in which they are run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastlr.graph import MIN_DISTANCE, Graph, overlap
+from fastlr.models.derivatives import dipole
+
+from .charges import equilibrated
+from .edge_list import EdgeList
+from .folding import Readout
+from .stages import BoundEdges, BoundStack, Stage
+
+
+class Bound:
+    """A plan with its buffers, for the edge list of a graph.
+
+    Args:
+        plan: ``plan.Plan``.
+    """
+
+    def __init__(self, plan, graph: Graph):
+        self.plan, self.config, self.run = plan, plan.config, plan.run
+        self.edge_index, self.cell, self.threads = graph.edge_index, graph.cell, torch.get_num_threads()
+        self.edges = EdgeList.of(graph)
+        self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
+        self.charged = bool(plan.charge_layers)
+        num_own, species, model = 0, self.edges.species, plan.model
+        self.readout = Readout(model.readout, model.scale_shift, plan.dtype, species)
+        if self.charged:
+            scale_shift = model.electronegativity_scale_shift
+            self.electronegativity = Readout(model.electronegativity_readout, scale_shift, plan.dtype, species)
+            num_own = plan.model.charge_encoding.num_features
+            self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
+        self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
+        if self.readout.is_linear:  # then its gradient is always the same
+            self.energy_stack.gradient.copy_(self.readout.backward())
+        self.single = graph.num_structures == 1
+        is_cell = graph.pbc.all(dim=1)
+        volume = torch.linalg.det(graph.cell).abs() if bool(is_cell.any()) else is_cell.double()
+        self.per_volume = torch.where(is_cell, 1.0 / volume, torch.nan)[:, None, None]
+
+        geometry = self.geometry
+        self._prepare = Stage("edges: vectors, harmonics, places in the tables", geometry.prepare, geometry.preparation)
+        self._equilibrate = Stage("electronegativities, charge equilibration", self._find_charges)
+        self._read_out = Stage("readout", self._find_atomic_energies)
+        self._adjoint = Stage("adjoint of the charges, Coulomb forces", self._differentiate_charges)
+        self._pull = Stage("forces and virial", self._find_forces, geometry.pulling)
+
+    def _stack(self, name: str, layers, norm, num_own: int) -> BoundStack:
+        return BoundStack(name, layers, norm, num_own, self.geometry, self.plan.buffers)
+
+    def serves(self, graph: Graph) -> bool:
+        """Whether the graph differs from the one this was made for in positions and charges alone."""
+        same = graph.edge_index is self.edge_index and graph.cell is self.cell
+        return same and torch.get_num_threads() == self.threads
+
+    def stages(self) -> list[Stage]:
+        """Forwards and back, as they follow one another."""
+        charges = charges_back = []
+        if self.charged:
+            charges = [*self.charge_stack.forward, self._equilibrate]
+            charges_back = [self._adjoint, *self.charge_stack.backward]
+        energy = self.energy_stack
+        forward = [self._prepare, *charges, *energy.forward, self._read_out]
+        return [*forward, *energy.backward, *charges_back, self._pull]
+
+    def evaluate(self, graph: Graph, forces: bool) -> dict[str, Tensor]:
+        """See ``plan.Plan.evaluate``."""
+        self.graph = graph
+        out = self._energies()
+        if forces:
+            out |= self._forces()
+            out["stress"] = out["virial"] * self.per_volume
+        self.graph = None
+        return out | dipole(graph, out)
+
+    def _energies(self) -> dict[str, Tensor]:
+        edges, graph, extra = self.edges, self.graph, {}
+        self.geometry.positions.copy_(edges.sort(graph.positions))
+        self.run(self._prepare)
+        self._refuse_overlap()
+        if self.charged:
+            self.run(*self.charge_stack.forward, self._equilibrate)
+            found = self.equilibrated
+            extra = {name: getattr(found, name) for name in ("charges", "coulomb_energy", "external_energy")}
+            extra["electronegativities"] = self.chi
+        self.run(*self.energy_stack.forward, self._read_out)
+        atomic_energies = self.atomic_energies
+        if self.charged and self.config.site_energy:
+            atomic_energies = atomic_energies + found.site_energies
+        energy = self._sum(graph.batch, atomic_energies)
+        if self.charged:
+            energy = energy + found.coulomb_energy + found.external_energy
+        return {"energy": energy, "atomic_energies": atomic_energies, **extra}
+
+    def _forces(self) -> dict[str, Tensor]:
+        """Forces (N, 3) and virial (B, 3, 3), after ``_energies``."""
+        self.geometry.clear()
+        if not self.readout.is_linear:
+            self.energy_stack.gradient.copy_(self.readout.backward())
+        self.run(*self.energy_stack.backward)
+        if self.charged:
+            self.run(self._adjoint, *self.charge_stack.backward)
+        self.run(self._pull)
+        forces, virial = self.edges.unsort(self.found_forces), self.found_virial
+        if self.charged:
+            forces, virial = forces - self.slopes[0], virial + self.slopes[1]
+        return {"forces": forces, "virial": virial}
+
+    def _find_atomic_energies(self) -> None:
+        self.atomic_energies = self.edges.unsort(self.readout(self.energy_stack.out))
+
+    def _find_forces(self) -> None:
+        self.found_forces = self.geometry.forces()
+        virial = self._sum(self.edges.batch, self.geometry.virials.view(-1, 3, 3))
+        self.found_virial = 0.5 * (virial + virial.transpose(1, 2))
+
+    def _find_charges(self) -> None:
+        """From the features of the charge stack, the charges and the input of the energy stack."""
+        plan, edges, model, features = self.plan, self.edges, self.plan.model, self.charge_stack.out
+        self.chi = edges.unsort(self.electronegativity(features))
+        self.equilibrated = equilibrated(model.equilibration, self.graph, self.chi, self.config.site_energy)
+        self.encoded = edges.sort(self.equilibrated.charges).to(plan.dtype)
+        if model.charge_encoding.kind == "scalar":
+            self.encoding = self.encoded[:, None]
+        else:
+            with torch.enable_grad():
+                self.encoding = model.charge_encoding(self.encoded.requires_grad_())
+        self.energy_stack.own.copy_(self.encoding.detach())
+        x, num_scalars = self.energy_stack.x, self.config.channels[0]
+        if self.config.reuse_features:
+            parts = [features[:, :num_scalars], self.energy_stack.own, features[:, num_scalars:]]
+        else:
+            parts = [model.type_embedding.weight.index_select(0, edges.species), self.energy_stack.own]
+        torch.cat(parts, dim=1, out=x)
+
+    def _differentiate_charges(self) -> None:
+        """Gradients through the charges: ``slopes`` by positions and strain, and that which the charge stack needs."""
+        edges, config = self.edges, self.config
+        num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
+        by_x = self.energy_stack.x_gradient
+        before = num_scalars if config.reuse_features else by_x.shape[1] - num_own
+        own = slice(before, before + num_own)
+        by_encoding = self.energy_stack.own_gradient() + by_x[:, own]
+        if self.plan.model.charge_encoding.kind == "scalar":
+            by_charge = by_encoding[:, 0]
+        else:
+            (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
+        *self.slopes, by_chi = self.equilibrated.gradients(edges.unsort(by_charge.double()))
+        gradient = self.charge_stack.gradient
+        if config.reuse_features:
+            gradient[:, :num_scalars] = by_x[:, :num_scalars]
+            gradient[:, num_scalars:] = by_x[:, own.stop :]
+        else:
+            gradient.zero_()
+        gradient[:, :num_scalars] += self.electronegativity.backward(edges.sort(by_chi))
+
+    def _sum(self, batch: Tensor, values: Tensor) -> Tensor:
+        """(N, ...) -> (B, ...)."""
+        if self.single:
+            return values.sum(dim=0, keepdim=True)
+        return values.new_zeros(len(self.per_volume), *values.shape[1:]).index_add_(0, batch, values)
+
+    def _refuse_overlap(self) -> None:
+        shortest = self.geometry.shortest
+        if shortest.shape[0] and float(shortest.min()) < MIN_DISTANCE**2:
+            square = (self.graph.edge_vectors() ** 2).sum(dim=1)
+            raise overlap(self.graph, int(square.argmin()), float(square.min()) ** 0.5)
