@@ -27,6 +27,7 @@ from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
+SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
 MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
 
 
@@ -243,7 +244,7 @@ class Graph:
 def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
     """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
     of its fragments, if these are given (see ``conditions.conditions_of``)."""
-    return conditions_of(atoms, _name(atoms, index), stated_charge(atoms, default, index))[1]
+    return conditions_of(atoms, _Name(atoms, index), stated_charge(atoms, default, index))[1]
 
 
 def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
@@ -258,12 +259,18 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
     except (OverflowError, TypeError):  # an integer beyond all floats; a time span
         usable = False
     if not usable:
-        raise InputError(f"{_name(atoms, index)}: the charge must be a finite number, got {value!r}")
+        raise InputError(f"{_Name(atoms, index)}: the charge must be a finite number, got {value!r}")
     return float(value)
 
 
-def _name(atoms: Atoms, index: int) -> str:
-    return f"structure {index} ({atoms.get_chemical_formula() or 'no atoms'})"
+class _Name:
+    """What errors call a structure; put together only if there is one."""
+
+    def __init__(self, atoms: Atoms, index: int):
+        self.atoms, self.index = atoms, index
+
+    def __str__(self) -> str:
+        return f"structure {self.index} ({self.atoms.get_chemical_formula() or 'no atoms'})"
 
 
 def _single(
@@ -276,7 +283,7 @@ def _single(
     skin: float,
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
-    name = _name(atoms, index)
+    name = _Name(atoms, index)
     conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
@@ -357,6 +364,8 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     if n == 0:
         empty = np.zeros(0, np.int64)
         return np.zeros((2, 0), np.int64), np.zeros((0, 3)), np.zeros(1, np.int64), empty
+    if n <= SMALL and not pbc.any():
+        return _all_pairs(positions, r_max, name)
     neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=True)
     i, j, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
     i, j, shift = i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64)
@@ -383,6 +392,24 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     row_ptr = np.zeros(n + 1, np.int64)
     np.cumsum(np.bincount(i, minlength=n), out=row_ptr[1:])
     return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
+
+
+def _all_pairs(positions: np.ndarray, r_max: float, name):
+    """``neighbour_edges`` of a small molecule, from all distances."""
+    n = len(positions)
+    square = ((positions[:, None, :] - positions[None, :, :]) ** 2).sum(axis=2)
+    near = square < r_max**2
+    np.fill_diagonal(near, False)
+    i, j = np.nonzero(near)
+    distance = np.sqrt(square[i, j])
+    if len(distance) and distance.min() < MIN_DISTANCE:
+        k = int(distance.argmin())
+        raise _overlap(name, i[k], j[k], distance[k])
+    number = np.zeros((n, n), np.int64)
+    number[i, j] = np.arange(len(i))
+    row_ptr = np.zeros(n + 1, np.int64)
+    np.cumsum(near.sum(axis=1), out=row_ptr[1:])
+    return np.stack([i, j]), np.zeros((len(i), 3)), row_ptr, number[j, i]
 
 
 def overlap(graph: Graph, edge: int, distance: float) -> InputError:

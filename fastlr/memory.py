@@ -1,7 +1,6 @@
 """How much memory an evaluation needs, and how much there is."""
 
 import os
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +32,7 @@ class Counts(NamedTuple):
         largest: atoms of the largest structure with charges.
         waves: most wave vectors of a structure; factors: cosines and sines of an atom that they are products of.
         mesh: most points of a particle mesh.
+        structures: how many there are.
     """
 
     nodes: int
@@ -42,17 +42,23 @@ class Counts(NamedTuple):
     waves: int = 0
     factors: int = 0
     mesh: int = 0
+    structures: int = 1
 
     @staticmethod
     def of(graph: Graph) -> "Counts":
         tables = graph.coulomb
         if tables is None:
-            return Counts(graph.num_nodes, graph.num_edges)
+            return Counts(graph.num_nodes, graph.num_edges, structures=graph.num_structures)
         waves, factors = int((tables.waves > 0.0).sum()), 2 * (tables.lines.shape[1] + tables.waves.shape[3])
         mesh = int(tables.mesh[:, :3].prod(dim=1).max()) if len(tables.mesh) else 0
-        return Counts(
-            graph.num_nodes, graph.num_edges, len(tables.neighbour), graph.max_atoms, waves, factors, mesh
-        )  # fmt: skip
+        sizes = graph.num_nodes, graph.num_edges, len(tables.neighbour), graph.max_atoms
+        return Counts(*sizes, waves, factors, mesh, graph.num_structures)
+
+    def joined(self, other: "Counts") -> "Counts":
+        """Of both as one batch."""
+        largest = (max(pair) for pair in zip(self[3:7], other[3:7], strict=True))
+        sums = [a + b for a, b in zip(self, other, strict=True)]
+        return Counts(*sums[:3], *largest, sums[7])
 
 
 class MemoryModel:
@@ -84,16 +90,15 @@ class MemoryModel:
         itemsize = next(model.parameters()).element_size()
         return MemoryModel(per_edge * itemsize + 400, per_node * itemsize + 200, dense)
 
-    def bytes_of(self, counts: Sequence[Counts]) -> int:
-        """Peak memory of these evaluated as one batch.
+    def bytes_of(self, counts: Counts) -> int:
+        """Peak memory of an evaluation.
 
         Coulomb sums from dense matrices keep about 24 numbers a pair and, a structure padded to the largest, twelve
         n x n matrices and ten n x K tables; by iterations, five numbers a pair and some factors of the waves or meshes.
         """
-        nodes, edges, pairs = (sum(count[k] for count in counts) for k in range(3))
-        largest, waves, factors, mesh = (max(count[k] for count in counts) for k in range(3, 7))
+        nodes, edges, pairs, largest, waves, factors, mesh, structures = counts
         if self.dense or largest <= LARGEST_DENSE:
-            numbers = 24 * pairs + len(counts) * largest * (12 * largest + 10 * waves)
+            numbers = 24 * pairs + structures * largest * (12 * largest + 10 * waves)
         else:
             numbers = 5 * pairs + 12 * LARGEST_DENSE**2 + largest * (8 * factors + 100) + 6 * mesh
         return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * numbers

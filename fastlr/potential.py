@@ -234,7 +234,7 @@ class Potential:
         return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
 
     def _alone(self, count, budget: float, name: str, num_atoms: int) -> None:
-        alone = self._memory.bytes_of([count])
+        alone = self._memory.bytes_of(count)
         if alone > budget:
             raise InputError(
                 f"{name} ({num_atoms} atoms) needs about {alone / 2**30:.3g} GiB, but the memory budget is "
@@ -244,16 +244,17 @@ class Potential:
     def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
         """(index of the first structure, graphs) of consecutive batches within the memory budget."""
         budget = self._budget()
-        batch, counts, start = [], [], 0
+        batch, total, start = [], None, 0
         for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
             graph = single_graph(atoms, self.config, charge, index)
             count = Counts.of(graph)
             self._alone(count, budget, f"structure {index}", len(atoms))
-            if batch and self._memory.bytes_of([*counts, count]) > budget:
+            joined = count.joined(total) if batch else count
+            if batch and self._memory.bytes_of(joined) > budget:
                 yield start, batch
-                batch, counts, start = [], [], index
+                batch, joined, start = [], count, index
             batch.append(graph)
-            counts.append(count)
+            total = joined
         if batch:
             yield start, batch
 

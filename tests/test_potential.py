@@ -118,7 +118,7 @@ class TestMemoryBudget:
         model, atoms = small_model(name), mixed(name)
         whole = Potential(model).predict(atoms)
         potential = Potential(model)
-        largest = max(potential._memory.bytes_of([Counts.of(graph_of(model, one))]) for one in atoms)
+        largest = max(potential._memory.bytes_of(Counts.of(graph_of(model, one))) for one in atoms)
         potential.memory_budget = WORKSPACE + 1.3 * (largest - WORKSPACE)
         sizes = self.count_batches(monkeypatch)
         chunks = potential.predict(atoms)
@@ -164,7 +164,7 @@ before = memory("VmRSS")
 next(potential.evaluate(graph, [structures.salt()]))
 from fastlr.memory import Counts
 print(memory("VmHWM") - before)
-print(potential._memory.bytes_of([Counts.of(graph)]))
+print(potential._memory.bytes_of(Counts.of(graph)))
 """
         out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         peak, estimate = (float(line) for line in out.split())

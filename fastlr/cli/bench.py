@@ -156,6 +156,14 @@ def engine(
 
 
 @bench.command()
+def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None) -> None:
+    """The engine alone: time an atom in growing cells, molecules in batches, NequIP-LR beside NequIP."""
+    from fastlr.bench.throughput import batch, charges, growth
+
+    _finish("throughput", [*growth(), batch(), *charges(seconds=seconds)], output, "cpu")
+
+
+@bench.command()
 def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
     """A training step of NequIP-LR with the backends reference and cpu."""
     from fastlr.bench.models import training_step

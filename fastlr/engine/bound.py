@@ -123,7 +123,7 @@ class Bound:
         plan, edges, model, features = self.plan, self.edges, self.plan.model, self.charge_stack.out
         self.chi = edges.unsort(self.electronegativity(features))
         self.equilibrated = equilibrated(model.equilibration, self.graph, self.chi, self.config.site_energy)
-        self.encoded = edges.sort(self.equilibrated.charges).to(plan.dtype)
+        self.encoded = edges.sort(self.equilibrated.charges).to(plan.dtype).detach()
         if model.charge_encoding.kind == "scalar":
             self.encoding = self.encoded[:, None]
         else:

@@ -50,6 +50,7 @@ def assert_agree(found: dict, expected: dict, dtype: str, num_atoms: int):
         if key == "energy":
             limit *= max(num_atoms, 1)
         assert found[key].dtype == torch.float64, key
+        assert not found[key].requires_grad, key
         torch.testing.assert_close(found[key], value, rtol=0.0, atol=limit, equal_nan=True, msg=lambda m, k=key: k + m)
 
 
