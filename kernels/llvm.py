@@ -272,3 +272,42 @@ class Operations:
         exponent = b.shl(b.add(b.fptosi(n.value, kind), spread(1023)), spread(52))
         power = Lanes(self.emitter, b.bitcast(exponent, self.emitter.vector(self.emitter.lanes)))
         return (value * power).where(Lanes(self.emitter, self.constant(-700.0).value).less(x), 0.0)
+
+
+class NarrowOperations(Operations):
+    """The same for lanes of float32; reciprocals may be estimates, refined to all but the last digit."""
+
+    def rsqrt(self, x: Lanes) -> Lanes:
+        b = self.emitter.builder
+        name = f"llvm.sqrt.v{x.value.type.count}f32"
+        kind = ir.FunctionType(x.value.type, [x.value.type])
+        root = b.call(self.emitter._declare(name, kind), [x.value], fastmath=("fast",))
+        return Lanes(self.emitter, b.fdiv(self.constant(1.0).value, root, flags=("fast",)))
+
+    def exp(self, x: Lanes) -> Lanes:
+        """e^x for x <= 0."""
+        return Lanes(self.emitter, exponential(self.emitter, x.value))
+
+
+def exponential(e: Emitter, x, less_one: bool = False):
+    """e^x of a vector, or e^x - 1 with all its digits, for x <= 0: 2^n times a polynomial in what remains."""
+    b, bits, width = e.builder, 8 * e.float_bytes, x.type.count
+    lowest, degree, bias, shift = (-87.0, 7, 127, 23) if bits == 32 else (-700.0, 13, 1023, 52)
+
+    def constant(value: float):
+        return e.constant(value, width)
+
+    vanishes = b.fcmp_ordered("<", x, constant(lowest))
+    x = e.intrinsic("maxnum", x, constant(lowest))
+    n = e.intrinsic("rint", b.fmul(x, constant(math.log2(math.e))))
+    rest = e.fma(n, constant(-0.693145751953125), x)
+    rest = e.fma(n, constant(-1.42860682030941723212e-6), rest)
+    value = constant(1.0 / math.factorial(degree))
+    for k in range(degree - 1, 0, -1):
+        value = e.fma(value, rest, constant(1.0 / math.factorial(k)))
+    integer = ir.IntType(bits)
+    kind = ir.VectorType(integer, width)
+    biased = b.add(b.fptosi(n, kind), ir.Constant(kind, [integer(bias)] * width))
+    power = b.bitcast(b.shl(biased, ir.Constant(kind, [integer(shift)] * width)), x.type)
+    shifted = b.fsub(power, constant(1.0)) if less_one else power
+    return b.select(vanishes, constant(-1.0 if less_one else 0.0), e.fma(b.fmul(value, rest), power, shifted))

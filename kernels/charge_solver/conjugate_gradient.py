@@ -6,8 +6,11 @@ semidefinite, every eigenvalue of H = k A + J is at least the smallest hardness,
 by the residual: |q - q*| <= |r| / min J in the 2-norm.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +19,9 @@ from ..ewald.operator import CoulombOperator
 from ..ewald.system import System
 from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
+
+if TYPE_CHECKING:
+    from ..ewald.single import PairTable
 
 TOLERANCE = 1e-9  # e
 MAX_ITERATIONS = 500
@@ -38,6 +44,7 @@ class ConjugateGradient:
         constant: k, eV Å.
         tolerance: bound on the root-mean-square error of the charges, e; relative to what drives them apart where that
             is little.
+        table: the pair function, if that is known in float32 and is to be good enough.
 
     Attributes:
         reports: one a solve.
@@ -48,8 +55,15 @@ class ConjugateGradient:
     """
 
     @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float, tolerance: float = TOLERANCE):
-        self.operator, self.hardness, self.constant = CoulombOperator(system), hardness, constant
+    def __init__(
+        self,
+        system: System,
+        hardness: Tensor,
+        constant: float,
+        tolerance: float = TOLERANCE,
+        table: PairTable | None = None,
+    ):
+        self.operator, self.hardness, self.constant = CoulombOperator(system, table), hardness, constant
         kind = Fourier if len(system.tables.periodic) else Jacobi
         self.preconditioner = kind(system, hardness, constant)
         self.response = self.preconditioner(torch.ones_like(hardness))

@@ -21,7 +21,9 @@ from .solvers import TOLERANCE, Memory, choose
 class Equilibration:
     """Charges of structures that are no slabs and have no conditions but their total charge.
 
-    Args: see ``op.equilibrate``.
+    Args:
+        single: on CPUs, take the pair function in float32, good to some 1e-7 of charges and forces.
+        others: see ``op.equilibrate``.
 
     Attributes:
         charges: (N,) e.
@@ -40,12 +42,18 @@ class Equilibration:
         method: str = "auto",
         tolerance: float = TOLERANCE,
         memory: Memory | None = None,
+        single: bool = False,
     ):
         if system.has_slabs:
             raise ValueError("slabs need the derivatives of their constant; use op.equilibrate")
         self.system, self.constant = system, constant
         self.electronegativity, self.hardness = electronegativity, hardness
-        self.solver = choose(system, hardness, constant, method, tolerance, memory)
+        self.table = None
+        if single and system.positions.device.type == "cpu":
+            from ..ewald.single import PairTable
+
+            self.table = PairTable(system)
+        self.solver = choose(system, hardness, constant, method, tolerance, memory, self.table)
         self.charges, multiplier = self.solver(-electronegativity, total)
         self.energy = -0.5 * system.sum(self.charges * (electronegativity + hardness * self.charges))
         self.energy -= 0.5 * multiplier * total
@@ -67,7 +75,7 @@ class Equilibration:
             rhs = by_charge - self.electronegativity - self.hardness * q
         # its error is that of a force, and not larger where the adjoint itself is small
         adjoint, _ = self.solver(rhs, nothing, absolute=True)
-        forces = CoulombForces(self.system)
+        forces = CoulombForces(self.system, self.table)
         _, by_position, by_strain = forces(self.system.positions, q, 0.5 * q - adjoint, virial=True)
         by_chi = q - adjoint if site_energy else -adjoint
         return self.constant * by_position, self.constant * by_strain, by_chi

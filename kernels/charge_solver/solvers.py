@@ -11,6 +11,10 @@ side, and by iteration 7 ms and 14 ms; inference has two right-hand sides, train
 where they break even. Small structures are solved in one launch, by kernels that are faster than LAPACK to 128 atoms.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -21,6 +25,9 @@ from .conjugate_gradient import TOLERANCE, ConjugateGradient
 from .constraints import Solver
 from .memory import Memory
 from .naive import IndefiniteError, SolverError
+
+if TYPE_CHECKING:
+    from ..ewald.single import PairTable
 
 METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
@@ -34,6 +41,7 @@ def choose(
     method: str = "auto",
     tolerance: float = TOLERANCE,
     memory: Memory | None = None,
+    table: PairTable | None = None,
 ) -> Solver:
     """A solver of K (q, mu) = (rhs, total) for every structure of the batch.
 
@@ -41,6 +49,7 @@ def choose(
         method: "batched" kernels, "dense" LAPACK, "iterative" conjugate gradients, or "auto" by size.
         tolerance: bound on the root-mean-square error of the charges, e, for those found by iteration.
         memory: where iterations start from, and what they leave.
+        table: the pair function, if that is known in float32 and is to be good enough.
 
     Raises:
         SolverError: the energy of a structure has no minimum; here, or when the solver is called.
@@ -49,15 +58,15 @@ def choose(
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; there are {', '.join(METHODS)}")
     if method == "iterative" or (method == "auto" and system.size > LARGEST_DENSE):
-        return OneByOne(system, hardness, constant, method, tolerance, memory)
+        return OneByOne(system, hardness, constant, method, tolerance, memory, table)
     if method == "auto":
         method = "batched" if system.size <= LARGEST_SMALL else "dense"
-    return (Small if method == "batched" else Dense)(system, hardness, constant)
+    return (Small if method == "batched" else Dense)(system, hardness, constant, table)
 
 
-def hessian(system: System, hardness: Tensor, constant: float) -> Tensor:
+def hessian(system: System, hardness: Tensor, constant: float, table: PairTable | None = None) -> Tensor:
     """H (B, n, n), padded with zeros."""
-    matrix = coulomb_matrix(system).mul_(constant)
+    matrix = coulomb_matrix(system, table).mul_(constant)
     matrix.diagonal(dim1=1, dim2=2).add_(system.pad(hardness))
     return matrix
 
@@ -66,9 +75,9 @@ class Small:
     """All structures in one launch, by the batched kernels."""
 
     @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float):
+    def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
         self.system = system
-        self.factor = factorise(hessian(system, hardness, constant), system.sizes)
+        self.factor = factorise(hessian(system, hardness, constant, table), system.sizes)
 
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
@@ -80,10 +89,10 @@ class Dense:
     """Matrices factorised by LAPACK."""
 
     @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float):
+    def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
         self.system = system
         ones = system.pad(torch.ones_like(hardness))
-        matrix = hessian(system, hardness, constant)
+        matrix = hessian(system, hardness, constant, table)
         matrix.diagonal(dim1=1, dim2=2).add_(1.0 - ones)
         self.factor, info = torch.linalg.cholesky_ex(matrix)
         if bool((info != 0).any()):
@@ -110,16 +119,19 @@ class OneByOne:
         method: str = "auto",
         tolerance: float = TOLERANCE,
         memory: Memory | None = None,
+        table: PairTable | None = None,
     ):
         self.ptr, self.solvers = system.node_ptr.tolist(), []
         self.memory, self.calls = memory, 0
         for b in range(system.num_structures):
             own, size = slice(self.ptr[b], self.ptr[b + 1]), self.ptr[b + 1] - self.ptr[b]
+            alone = system.select(b)
+            known = None if table is None else table.select(b, alone)
             if size > LARGEST_DENSE or (method == "iterative" and size):
-                solver = self._named(b, ConjugateGradient, system.select(b), hardness[own], constant, tolerance)
+                solver = self._named(b, ConjugateGradient, alone, hardness[own], constant, tolerance, known)
             else:
                 kind = Small if size <= LARGEST_SMALL else Dense
-                solver = self._named(b, kind, system.select(b), hardness[own], constant)
+                solver = self._named(b, kind, alone, hardness[own], constant, known)
             self.solvers.append(solver)
 
     @torch.no_grad()

@@ -3,7 +3,10 @@
 See ``naive.py`` for what is summed; here by kernels and structure factors.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +15,9 @@ from ..ewald_mesh.potential import MeshPotential, mesh_form
 from . import reciprocal
 from .op import coulomb_pairs, pair_values
 from .system import System
+
+if TYPE_CHECKING:
+    from .single import PairTable
 
 
 def coulomb_energy(q: Tensor, system: System) -> Tensor:
@@ -72,14 +78,20 @@ def _mesh_forms(u: Tensor, q: Tensor, system: System) -> Tensor:
 
 
 @torch.no_grad()
-def coulomb_matrix(system: System) -> Tensor:
+def coulomb_matrix(system: System, table: PairTable | None = None) -> Tensor:
     """A (B, n, n) in 1/Å, n the size of the largest structure; without derivatives.
 
     A slab's contains ``slab_constant``.
+
+    Args:
+        table: the pair function, if that is known in float32 and is to be good enough.
     """
     tables, size, places = system.tables, system.size, system.places
     pairs = tables.pairs(system.batch)
-    values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, pairs)
+    if table is None:
+        values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, pairs)
+    else:
+        values = table.entries()
     rows = torch.repeat_interleave(places, pairs.ptr[1:] - pairs.ptr[:-1], output_size=len(values))
     columns = places.index_select(0, pairs.neighbour) - system.batch.index_select(0, pairs.neighbour) * size
     matrix = values.new_zeros(system.num_structures * size * size)

@@ -7,7 +7,10 @@ wave vector in a cell, w(k) ~ exp(-eta^2 k^2 / 2) / (V k^2), changes by
     dw / de_ab = w [(eta^2 + 2 / k^2) k_a k_b - delta_ab].
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +24,9 @@ from .coulomb import slab_constant
 from .op import pair_pull
 from .system import System
 
+if TYPE_CHECKING:
+    from .single import PairTable
+
 CHUNK = 2**16  # numbers of a block of phases, which should stay in the cache
 
 
@@ -29,11 +35,13 @@ class CoulombForces:
 
     Args:
         system: the structures; their positions may move as long as its tables hold.
+        table: the pair function, if that is known in float32 and is to be good enough; then positions must not move.
     """
 
     @torch.no_grad()
-    def __init__(self, system: System):
+    def __init__(self, system: System, table: PairTable | None = None):
         self.system, self.diagonal, self.lattice = system, system.self_terms(), system.lattice()
+        self.table = table
         self.widths = system.squared_widths if bool(system.squared_widths.any()) else None
         self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
         self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] else None
@@ -59,11 +67,16 @@ class CoulombForces:
         system, u = self.system, q if u is None else u
         if virial and system.has_slabs:
             raise ValueError("CoulombForces has no virial of slabs; differentiate coulomb_form")
-        pairs = system.tables.pairs(system.batch)
-        phi, gradient, by_cell = pair_pull(u, q, positions, self.widths, system.cell, system.beta, pairs)
+        if self.table is None:
+            pairs = system.tables.pairs(system.batch)
+            phi, gradient, by_cell = pair_pull(u, q, positions, self.widths, system.cell, system.beta, pairs)
+        else:
+            phi, gradient, near_strain = self.table.pull(u, q)
         form = system.sum(u * (phi + self.diagonal * q))
         strain = None
-        if virial:
+        if virial and self.table is not None:
+            strain = near_strain
+        elif virial:
             outer = positions[:, :, None] * gradient[:, None, :]
             strain = torch.zeros_like(system.cell).index_add_(0, system.batch, outer)
             strain += system.cell.transpose(1, 2) @ by_cell
@@ -202,7 +215,7 @@ class _Amplitudes:
         """From (Bp, 2 L, 2 M)."""
         (self.cc, self.cs), (self.sc, self.ss) = (half.chunk(2, dim=2) for half in factor.chunk(2, dim=1))
 
-    def product(self, other: "_Amplitudes") -> Tensor:
+    def product(self, other: _Amplitudes) -> Tensor:
         """(Bp, L, 2, M) Re[conj(S) S'] of +m and -m."""
         plus = (self.cc - self.ss) * (other.cc - other.ss) + (self.sc + self.cs) * (other.sc + other.cs)
         minus = (self.cc + self.ss) * (other.cc + other.ss) + (self.sc - self.cs) * (other.sc - other.cs)

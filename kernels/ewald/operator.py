@@ -1,6 +1,9 @@
 """q -> A q for one structure, many times and without derivatives: what does not change is computed once."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +13,9 @@ from . import reciprocal
 from .op import pair_product, pair_values
 from .system import System
 
+if TYPE_CHECKING:
+    from .single import PairTable
+
 
 class CoulombOperator:
     """A of a structure's Coulomb energy (k / 2) q' A q, as a product; (N,) to (N,), in 1/Å.
@@ -18,14 +24,16 @@ class CoulombOperator:
 
     Args:
         system: one structure.
+        table: its pair function, if that is known in float32 and is to be good enough.
     """
 
     @torch.no_grad()
-    def __init__(self, system: System):
+    def __init__(self, system: System, table: PairTable | None = None):
         if system.num_structures != 1:
             raise ValueError(f"the operator is that of one structure, got {system.num_structures}")
-        self.pairs = system.tables.pairs(system.batch)
-        self.values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, self.pairs)
+        self.pairs, self.table = system.tables.pairs(system.batch), table
+        if table is None:
+            self.values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, self.pairs)
         self.diagonal = system.self_terms()
         self.far = None
         if len(system.tables.periodic):
@@ -42,7 +50,8 @@ class CoulombOperator:
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:
-        phi = pair_product(self.values, q, self.pairs) + self.diagonal * q
+        near = pair_product(self.values, q, self.pairs) if self.table is None else self.table.product(q)
+        phi = near.addcmul_(self.diagonal, q)
         if self.far is not None:
             total = q.sum()
             phi += self.far(q)

@@ -1,12 +1,9 @@
 """Parts of layer kernels in LLVM assembly: tiles of edges, linear maps of a few rows, activations."""
 
-import math
 from collections.abc import Sequence
 
-from llvmlite import ir
-
 from ..irreps_linear.layout import Layout
-from ..llvm import I64, Emitter, chunk_plan
+from ..llvm import I64, Emitter, chunk_plan, exponential
 from ..radial_table.naive import ROWS, polynomials
 from ..tensor_product.program import Program
 from .shape import GateLayout
@@ -186,30 +183,6 @@ def _piece(e: Emitter, block, weights, rows, column, parts, accumulate: bool, fa
         if accumulate:
             value = e.builder.fadd(value, e.load(out, place, width, used))
         e.store(value, out, place, used)
-
-
-def exponential(e: Emitter, x, less_one: bool = False):
-    """e^x of a vector, or e^x - 1 with all its digits, for x <= 0: 2^n times a polynomial in what remains."""
-    b, bits, width = e.builder, 8 * e.float_bytes, x.type.count
-    lowest, degree, bias, shift = (-87.0, 7, 127, 23) if bits == 32 else (-700.0, 13, 1023, 52)
-
-    def constant(value: float):
-        return e.constant(value, width)
-
-    vanishes = b.fcmp_ordered("<", x, constant(lowest))
-    x = e.intrinsic("maxnum", x, constant(lowest))
-    n = e.intrinsic("rint", b.fmul(x, constant(math.log2(math.e))))
-    rest = e.fma(n, constant(-0.693145751953125), x)
-    rest = e.fma(n, constant(-1.42860682030941723212e-6), rest)
-    value = constant(1.0 / math.factorial(degree))
-    for k in range(degree - 1, 0, -1):
-        value = e.fma(value, rest, constant(1.0 / math.factorial(k)))
-    integer = ir.IntType(bits)
-    kind = ir.VectorType(integer, width)
-    biased = b.add(b.fptosi(n, kind), ir.Constant(kind, [integer(bias)] * width))
-    power = b.bitcast(b.shl(biased, ir.Constant(kind, [integer(shift)] * width)), x.type)
-    shifted = b.fsub(power, constant(1.0)) if less_one else power
-    return b.select(vanishes, constant(-1.0 if less_one else 0.0), e.fma(b.fmul(value, rest), power, shifted))
 
 
 def activation(e: Emitter, x, odd: bool, slope: bool = False):
