@@ -13,10 +13,12 @@ from fastlr.models.tables import tabulate
 from fastlr.parity import relative_rms
 from fastlr.potential import Potential
 
+from .nequip_peer import nequip_data, nequip_model
 from .timing import alternate
 
+SPECIES = ["Na", "Cl"]
 NEQUIP = {"num_layers": 3, "l_max": 2, "parity": True, "num_features": 32}
-NEQUIP_LR = {"kind": "nequip-lr", "species": ["Na", "Cl"], "r_max": 5.0, "l_max": 2, "parity": True,
+NEQUIP_LR = {"kind": "nequip-lr", "species": SPECIES, "r_max": 5.0, "l_max": 2, "parity": True,
              "num_features": 32, "num_charge_layers": 1, "num_layers": 2, "avg_num_neighbors": 26.0}  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0,
     from fastlr.interop.nequip import from_nequip
 
     atoms = rock_salt(repeat)
-    model, data = _nequip(atoms, r_max)
+    model, data = nequip_model(SPECIES, r_max, 26.0, **NEQUIP), nequip_data(atoms, SPECIES, r_max)
 
     def by_nequip():
         out = model(dict(data))
@@ -46,16 +48,11 @@ def nequip_inference(repeat: int = 4, r_max: float = 5.0, seconds: float = 10.0,
     for backend in ("reference", "cpu"):
         potential = from_nequip(model)
         potential.use(backend)
-        graph = potential.graph(atoms)
-
-        def run(potential=potential, graph=graph):
-            out = evaluate(potential.model, graph)
-            return out["energy"], out["forces"]
-
+        run = evaluator(potential, potential.graph(atoms))
         ours = run()
         errors[backend] = {
-            "energy_eV_per_atom": float((ours[0] - energy.flatten()).abs() / len(atoms)),
-            "forces": relative_rms(ours[1], forces),
+            "energy_eV_per_atom": float((ours["energy"] - energy.flatten()).abs() / len(atoms)),
+            "forces": relative_rms(ours["forces"], forces),
         }
         if errors[backend]["forces"] > 1e-5:
             say(f"  {backend}: NOT TIMED, forces differ by {errors[backend]['forces']:.1e}")
@@ -78,17 +75,14 @@ def nequip_lr_inference(repeat: int = 4, seconds: float = 10.0, say: Callable = 
     has less to do. The backends are checked against each other to 1e-5 in float32.
     """
     atoms = rock_salt(repeat)
-    model, data = _nequip(atoms, NEQUIP_LR["r_max"])
+    r_max = NEQUIP_LR["r_max"]
+    model, data = nequip_model(SPECIES, r_max, 26.0, **NEQUIP), nequip_data(atoms, SPECIES, r_max)
     runs, errors = {"nequip (NequIP, without charges)": lambda: model(dict(data))["forces"].detach()}, {}
     expected = None
     for backend in ("reference", "cpu"):
         torch.manual_seed(0)
         potential = Potential(build_model(parse_config(NEQUIP_LR)), backend=backend)
-        graph = potential.graph(atoms)
-
-        def run(potential=potential, graph=graph):
-            return evaluate(potential.model, graph)
-
+        run = evaluator(potential, potential.graph(atoms))
         out = run()
         expected = expected or out
         errors[backend] = {
@@ -109,24 +103,11 @@ def nequip_lr_inference(repeat: int = 4, seconds: float = 10.0, say: Callable = 
     }
 
 
-def _nequip(atoms: Atoms, r_max: float):
-    """A model of the ``nequip`` package in float32 with random weights, and its input."""
-    from nequip.data import AtomicDataDict, from_ase
-    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
-    from nequip.model import NequIPGNNModel
-    from nequip.utils.global_state import set_global_state
-
-    species, default = ["Na", "Cl"], torch.get_default_dtype()
-    set_global_state()
-    torch.set_default_dtype(torch.float64)  # as nequip wants it while a model is built
-    try:
-        model = NequIPGNNModel(
-            seed=0, model_dtype="float32", r_max=r_max, type_names=species, avg_num_neighbors=26.0, **NEQUIP
-        )  # fmt: skip
-        data = ChemicalSpeciesToAtomTypeMapper(model_type_names=species)(from_ase(atoms))
-        return model, AtomicDataDict.with_batch_(NeighborListTransform(r_max=r_max)(data))
-    finally:
-        torch.set_default_dtype(default)
+def evaluator(potential: Potential, graph) -> Callable[[], dict]:
+    """Energy, forces and stress of a graph by the potential's plan or, where there is none, by autograd."""
+    if potential.plan is not None:
+        return lambda: potential.plan.evaluate(graph)
+    return lambda: evaluate(potential.model, graph)
 
 
 def training_step(config: dict = NEQUIP_LR, repeat: int = 2, copies: int = 4, seconds: float = 10.0) -> dict:

@@ -9,6 +9,8 @@ import torch
 
 from .machine import synchronize
 
+TURN = 1e-2  # seconds, at least: what a contestant finds in the caches should be its own
+
 
 def alternate(
     contestants: dict[str, Callable],
@@ -19,7 +21,7 @@ def alternate(
 ) -> dict:
     """Median times, and ratios to the first contestant.
 
-    Each round calls every contestant once, in turn, or so often in a row that a turn lasts a millisecond. There are
+    Each round calls every contestant once, in turn, or so often in a row that a turn lasts ten milliseconds. There are
     at least ``rounds`` rounds and as many as fit into ``seconds``.
 
     Args:
@@ -33,7 +35,7 @@ def alternate(
     calls = dict.fromkeys(contestants, 1)
     for name, function in contestants.items():
         function()  # compile, tune, allocate
-        calls[name] = max(1, int(1e-3 / max(_time(function, 1, device), 1e-9)))
+        calls[name] = max(1, int(TURN / max(_time(function, 1, device), 1e-9)))
     times = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     while len(times[next(iter(times))]) < rounds or time.perf_counter() < end:

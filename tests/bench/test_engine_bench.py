@@ -1,0 +1,55 @@
+"""Benchmarks of the engine check what they time."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from fastlr.bench import engine, throughput
+
+from fastlr.engine.plan import Plan
+
+needs_nequip = pytest.mark.skipif(find_spec("nequip") is None, reason="nequip is not installed")
+
+
+def test_hexanol():
+    atoms = engine.hexanol()
+    assert atoms.get_chemical_formula() == "C6H14O"
+    distances = atoms.get_all_distances()[np.triu_indices(21, 1)]
+    assert 0.85 < distances.min() < 1.1
+    assert (distances < 1.7).sum() == 20  # bonds of a chain
+
+
+@needs_nequip
+def test_engine_beside_nequip(monkeypatch):
+    said = []
+    results = engine.run_engine([1], compile_nequip=False, seconds=0.0, say=said.append)
+    assert [result["nodes"] for result in results] == [21, 8]
+    for result in results:
+        assert set(result["times"]["energy, forces, stress"]) == {"nequip", "fastlr"}
+        assert result["errors"]["fastlr"]["forces"] < 1e-5
+        assert result["floor"]["evaluation_operations"] > 1e5
+
+    original = Plan.evaluate
+
+    def wrong(self, graph, **options):
+        out = original(self, graph, **options)
+        return out | {"forces": out["forces"] * 1.001}
+
+    monkeypatch.setattr("fastlr.potential.prove", lambda *arguments: None)
+    monkeypatch.setattr(Plan, "evaluate", wrong)
+    results = engine.run_engine([], compile_nequip=False, seconds=0.0, say=said.append)
+    assert set(results[0]["times"]["energy, forces, stress"]) == {"nequip"}
+    assert any("fastlr: NOT TIMED" in line for line in said)
+
+
+def test_throughput(monkeypatch):
+    monkeypatch.setattr(throughput, "NEQUIP", throughput.NEQUIP | {"num_features": 4, "l_max": 1})
+    monkeypatch.setattr(throughput, "SHORT_LR", throughput.SHORT_LR | {"num_features": 4, "l_max": 1})
+    say = [].append
+    (grown,) = throughput.growth([1], repeats=1, say=say)
+    assert grown["nodes"] == 8
+    assert grown["microseconds_an_atom"] > 0.0
+    result = throughput.batch(5, say=say)
+    assert set(result["times"]["predict"]) == {"one by one", "one list"}
+    (result,) = throughput.charges([1], seconds=0.0, say=say)
+    assert set(result["times"]["energy, forces, stress"]) == {"NequIP", "NequIP-LR"}
