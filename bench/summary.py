@@ -20,14 +20,26 @@ class Row(NamedTuple):
 
 _CONVOLUTION = ("convolution-cpu", "nequip-l2-32")
 _MODEL = "energy, forces, stress"
+_ENGINE = "NequIP 3 layers, l_max 2, 32 features, r 5 Å"
+_SIZES = (
+    ("NequIP, molecule of 21 atoms", "1-hexanol"),
+    ("NequIP, 512 atoms", "NaCl, 512 atoms"),
+    ("NequIP, 8,000 atoms", "NaCl, 8,000 atoms"),
+)
 _COULOMB = "energy and forces"
 _MOLECULES = ("equilibration-cpu", "charge equilibration, 1,024 molecules", "charges and gradient", "fastlr")
 ROWS = (
     Row("convolution of NequIP (l = 2, 32 features)", *_CONVOLUTION, "forward", "cpu", "e3nn"),
     Row("... with gradients", *_CONVOLUTION, "backward", "cpu", "e3nn"),
     Row("... with second derivatives", *_CONVOLUTION, "double_backward", "cpu", "e3nn"),
-    Row("NequIP, 512 atoms", "model-cpu", "NequIP 3", _MODEL, "fastlr cpu", "nequip"),
+    *(
+        Row(label if theirs == "nequip" else "", "engine-cpu", f"{_ENGINE}: {name}", _MODEL, "fastlr", theirs)
+        for label, name in _SIZES
+        for theirs in ("nequip", "nequip compiled")
+    ),
     Row("NequIP-LR, 512 atoms", "model-cpu", "NequIP-LR", _MODEL, "fastlr cpu", "nequip (NequIP, without charges)"),
+    Row("1,000 molecules of 21 atoms in one list", "throughput-cpu", "NequIP 3 layers, r 5 Å: 1,000 molecules", "predict",
+        "one list", "one by one"),
     Row("training step of NequIP-LR", "training-cpu", "training", "step", "cpu", "reference"),
     Row("Ewald sum, 4,096 ions", "electrostatics-4096-cpu", "NaCl", _COULOMB, "fastlr Ewald", "torch-pme Ewald"),
     Row("particle mesh, 13,824 ions", "electrostatics-13824-cpu", "NaCl", _COULOMB, "fastlr mesh", "torch-pme P3M"),
