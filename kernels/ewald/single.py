@@ -36,9 +36,9 @@ class PairTable:
     def __init__(self, system: System):
         self.system, self.pairs = system, system.tables.pairs(system.batch)
         count = self.pairs.neighbour.shape[0]
-        self.values, self.slopes, *self.vectors = (
-            system.positions.new_zeros(count + PADDING, dtype=torch.float32) for _ in range(5)
-        )
+        columns = torch.empty(5, count + PADDING)
+        columns[:, count:] = 0.0  # the rest is written
+        self.values, self.slopes, *self.vectors = columns.unbind(0)
         geometry = [system.positions, system.squared_widths, system.cell, system.beta]
         tensors = [self.values, self.slopes, *self.vectors, *self.pairs, *(tensor.contiguous() for tensor in geometry)]
         launch(_kernel(_Fill), tensors, self.pairs.ptr)

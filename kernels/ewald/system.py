@@ -120,6 +120,8 @@ class System(NamedTuple):
 
     def select(self, b: int) -> "System":
         """One structure."""
+        if self.num_structures == 1:
+            return self
         first, last = int(self.node_ptr[b]), int(self.node_ptr[b + 1])
         return System.of(
             self.positions[first:last],
