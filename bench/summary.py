@@ -38,8 +38,8 @@ ROWS = (
         for theirs in ("nequip", "nequip compiled")
     ),
     Row("NequIP-LR, 512 atoms", "model-cpu", "NequIP-LR", _MODEL, "fastlr cpu", "nequip (NequIP, without charges)"),
-    Row("1,000 molecules of 21 atoms in one list", "throughput-cpu", "NequIP 3 layers, r 5 Å: 1,000 molecules", "predict",
-        "one list", "one by one"),
+    Row("1,000 molecules of 21 atoms in one list", "throughput-cpu", "NequIP 3 layers, r 5 Å: 1,000 molecules",
+        "predict", "one list", "one by one"),
     Row("training step of NequIP-LR", "training-cpu", "training", "step", "cpu", "reference"),
     Row("Ewald sum, 4,096 ions", "electrostatics-4096-cpu", "NaCl", _COULOMB, "fastlr Ewald", "torch-pme Ewald"),
     Row("particle mesh, 13,824 ions", "electrostatics-13824-cpu", "NaCl", _COULOMB, "fastlr mesh", "torch-pme P3M"),
@@ -61,10 +61,15 @@ def table(folder: Path = RESULTS) -> list[str]:
         times = next(r for r in results if r["problem"].startswith(row.problem))["times"][row.phase]
         ours, theirs = times[row.ours], times[row.theirs]
         lines.append(
-            f"| {row.label} | {ours['ms']['median']:.3g} | {row.theirs} | {theirs['ms']['median']:.3g} | "
-            f"{ratio(ours, row.theirs):.2g} |"
+            f"| {row.label} | {number(ours['ms']['median'])} | {row.theirs} | {number(theirs['ms']['median'])} | "
+            f"{number(ratio(ours, row.theirs), 2)} |"
         )
     return lines
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Rounded to so many digits, and written out."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
 
 
 def ratio(ours: dict, theirs: str) -> float:

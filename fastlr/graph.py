@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from math import isfinite
 from numbers import Real
 
@@ -244,7 +245,7 @@ class Graph:
 def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
     """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
     of its fragments, if these are given (see ``conditions.conditions_of``)."""
-    return conditions_of(atoms, _Name(atoms, index), stated_charge(atoms, default, index))[1]
+    return conditions_of(atoms, Name(atoms, index), stated_charge(atoms, default, index))[1]
 
 
 def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
@@ -259,11 +260,11 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
     except (OverflowError, TypeError):  # an integer beyond all floats; a time span
         usable = False
     if not usable:
-        raise InputError(f"{_Name(atoms, index)}: the charge must be a finite number, got {value!r}")
+        raise InputError(f"{Name(atoms, index)}: the charge must be a finite number, got {value!r}")
     return float(value)
 
 
-class _Name:
+class Name:
     """What errors call a structure; put together only if there is one."""
 
     def __init__(self, atoms: Atoms, index: int):
@@ -283,26 +284,22 @@ def _single(
     skin: float,
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
-    name = _Name(atoms, index)
+    name = Name(atoms, index)
     conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
         raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
-    index_of = {symbol: k for k, symbol in enumerate(species)}
-    unknown = sorted(set(atoms.symbols) - set(index_of))
-    if unknown:
+    kinds = _species_table(tuple(species))[atoms.numbers]
+    if (kinds < 0).any():
+        unknown = sorted({atoms.symbols[k] for k in np.flatnonzero(kinds < 0)})
         atom = next(k for k, symbol in enumerate(atoms.symbols) if symbol == unknown[0])
         raise InputError(
             f"{name}: element {unknown[0]} (atom {atom}) is unknown to this model, which knows {', '.join(species)}"
         )
-    table = np.full(len(chemical_symbols), -1)
-    for symbol, k in index_of.items():
-        table[chemical_symbols.index(symbol)] = k
-    kinds = table[atoms.numbers]
 
     positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
+    if not np.isfinite(positions).all():
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
         raise InputError(f"{name}: the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
     pbc = np.asarray(atoms.pbc, dtype=bool)
     cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
@@ -336,6 +333,15 @@ def _single(
         coulomb=pairs,
         conditions=conditions,
     )
+
+
+@cache
+def _species_table(species: tuple[str, ...]) -> np.ndarray:
+    """Atomic number -> index into ``species``, or -1."""
+    table = np.full(len(chemical_symbols), -1, np.int64)
+    for k, symbol in enumerate(species):
+        table[chemical_symbols.index(symbol)] = k
+    return table
 
 
 def _usable_cell(cell: np.ndarray, pbc: np.ndarray, name: str) -> np.ndarray:

@@ -108,7 +108,8 @@ def coulomb_matrix(system: System, table: PairTable | None = None) -> Tensor:
     average = average * (squared_eta - spread[:, :, None] - spread[:, None, :])
     average = torch.where((tables.height > 0.0)[:, None, None], 0.0, average)
     average = average * inside[:, :, None] * inside[:, None, :]
-    matrix.index_add_(0, tables.periodic, reciprocal.matrix(system, lattice) - average)
+    far = reciprocal.matrix(system, lattice, None if table is None else torch.float32)
+    matrix.index_add_(0, tables.periodic, far - average)
     if system.has_meshes:
         _add_meshes(matrix, system)
     return matrix

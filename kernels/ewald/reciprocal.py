@@ -93,10 +93,14 @@ def zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
     return -2.0 * math.pi / volume * term
 
 
-def matrix(system: System, lattice: Tensor) -> Tensor:
-    """(Bp, n, n), n the size of the largest structure; the reciprocal sum without the term of k = 0."""
-    line, third = factors(system, lattice)
-    w = weights(system, lattice).sqrt()
+def matrix(system: System, lattice: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(Bp, n, n), n the size of the largest structure; the reciprocal sum without the term of k = 0.
+
+    Args:
+        dtype: of the products (default: that of the positions); phases are found before they are rounded.
+    """
+    line, third = (factor.to(dtype or factor.dtype) for factor in factors(system, lattice))
+    w = weights(system, lattice).sqrt().to(line.dtype)
     (c, s), (c3, s3) = line.chunk(2, dim=2), third.chunk(2, dim=2)
     used = torch.nonzero((system.tables.waves > 0.0).any(dim=0).any(dim=1))  # lines and third indices in use
     number, index = used.unbind(1)
@@ -105,7 +109,7 @@ def matrix(system: System, lattice: Tensor) -> Tensor:
     plus, minus = w[:, None, number, 0, index], w[:, None, number, 1, index]
     rows = torch.cat([(cc - ss) * plus, (sc + cs) * plus, (cc + ss) * minus, (sc - cs) * minus], dim=2)
     rows = rows * (torch.arange(system.size, device=rows.device) < system.periodic(system.sizes)[:, None])[:, :, None]
-    return rows @ rows.transpose(1, 2)
+    return (rows @ rows.transpose(1, 2)).to(lattice.dtype)
 
 
 class Potential:
