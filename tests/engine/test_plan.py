@@ -78,6 +78,19 @@ def test_degrees_and_multiplicities(features, parity, dtype):
     assert_agree(found, evaluate(reference_of(model), graph), dtype, graph.num_nodes)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_irreps_of_the_other_parity(dtype):
+    """Vectors of even parity take two more layers to the energy than those of odd parity, odd scalars three."""
+    model = small_model("nequip", dtype=dtype, num_layers=6)
+    with torch.no_grad():  # odd scalars are small in structures that are hardly chiral
+        model.stack.layers[2].linear_2.weights["0o"].mul_(1e4)
+    layers, _ = prune(model.stack, {SCALAR})
+    assert {"0o", "1e", "2o"} <= {str(ir) for _, ir in layers[2].irreps_out}
+    graph = graph_of(model, [structures.salt() * (2, 1, 1), structures.water_cluster()])
+    found = plan_of(model).evaluate(graph)
+    assert_agree(found, evaluate(reference_of(model), graph), dtype, graph.num_nodes)
+
+
 @pytest.mark.parametrize("name", ["nequip", "lr", "lr-separate-stacks", "lr-gaussian-no-site"])
 def test_forces_are_the_derivative_of_its_own_energy(name, rng):
     model = small_model(name)
