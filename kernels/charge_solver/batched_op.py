@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 _KERNELS = {"cpu": ".batched_cpu", "cuda": ".batched_triton"}  # device type -> module
 
@@ -52,7 +52,7 @@ def _check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype) -> Tenso
     return tensor.contiguous()
 
 
-@torch.library.custom_op("fastlr::charge_factorise", mutates_args=())
+@library.custom_op("fastlr::charge_factorise", mutates_args=())
 def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     """All of a ``Factor`` but the sizes, from H (B, n, n) and the sizes (B,)."""
     if matrix.dtype not in (torch.float32, torch.float64):
@@ -68,7 +68,7 @@ def _(matrix, sizes):
     return _kernels(matrix).empty_factor(matrix)
 
 
-@torch.library.custom_op("fastlr::charge_solve", mutates_args=())
+@library.custom_op("fastlr::charge_solve", mutates_args=())
 def charge_solve(factor: list[Tensor], rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """q (B, n) and mu (B,) from a ``Factor``, rhs (B, n) and total (B,)."""
     factor = Factor(*factor)

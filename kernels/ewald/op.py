@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..autograd import wanted
 
@@ -58,7 +58,7 @@ def _prepared(pairs: list[Tensor], beta: Tensor, **given: Tensor) -> list[Tensor
     return [tensor.contiguous() for tensor in given.values()]
 
 
-@torch.library.custom_op("fastlr::coulomb_pairs", mutates_args=())
+@library.custom_op("fastlr::coulomb_pairs", mutates_args=())
 def coulomb_pairs(q: Tensor, x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: list[Tensor]) -> Tensor:
     """phi (N,) from charges q (N,), positions x (N, 3), squared widths a (N,), cell (B, 3, 3) and beta (B,)."""
     q, x, a, cell = _prepared(pairs, beta, charges=q, positions=x, widths=a, cell=cell)
@@ -70,7 +70,7 @@ def _(q, x, a, cell, beta, pairs):
     return torch.empty_like(q)
 
 
-@torch.library.custom_op("fastlr::coulomb_pairs_gradient", mutates_args=())
+@library.custom_op("fastlr::coulomb_pairs_gradient", mutates_args=())
 def coulomb_pairs_gradient(
     u: Tensor, q: Tensor, x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +86,7 @@ def _(u, q, x, a, cell, beta, pairs):
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(cell)
 
 
-@torch.library.custom_op("fastlr::coulomb_pairs_change", mutates_args=())
+@library.custom_op("fastlr::coulomb_pairs_change", mutates_args=())
 def coulomb_pairs_change(
     dx: Tensor,
     da: Tensor,

@@ -12,7 +12,7 @@ the specification.
 from importlib import import_module
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..autograd import wanted
 from . import naive
@@ -56,7 +56,7 @@ def _check_bins(bins: list[Tensor], x: Tensor, dims: list[int]) -> Bins:
     return Bins(*(tensor.contiguous() for tensor in bins))
 
 
-@torch.library.custom_op("fastlr::mesh_bins", mutates_args=())
+@library.custom_op("fastlr::mesh_bins", mutates_args=())
 def mesh_bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``bins.Bins`` of atoms at mesh coordinates x (N, 3); has no derivative."""
     _check(x, dims, p)
@@ -70,7 +70,7 @@ def _(x, dims, p):
     return integers, ptr, torch.empty_like(x, dtype=torch.int64), torch.empty_like(x)
 
 
-@torch.library.custom_op("fastlr::mesh_gather", mutates_args=())
+@library.custom_op("fastlr::mesh_gather", mutates_args=())
 def mesh_gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     """(N, components) from a mesh (n1, n2, n3), mesh coordinates x (N, 3) and their bins."""
     dims = list(mesh.shape)
@@ -85,7 +85,7 @@ def _(mesh, x, bins, order, p):
     return x.new_empty(x.shape[0], len(components(order)))
 
 
-@torch.library.custom_op("fastlr::mesh_spread", mutates_args=())
+@library.custom_op("fastlr::mesh_spread", mutates_args=())
 def mesh_spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     """A mesh (n1, n2, n3) from c (N, components), mesh coordinates x (N, 3) and their bins."""
     _check(x, dims, p, order, c=(c, (x.shape[0], len(components(max(order, 0))))))

@@ -11,7 +11,7 @@ and each is differentiated by the other.
 from importlib import import_module
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..autograd import wanted
 from .layout import Layout
@@ -36,7 +36,7 @@ def _check(layout: Layout, weights: Tensor | None, *sides: tuple[Tensor, int]) -
         raise ValueError(f"weights: expected ({layout.num_weights},) of {dtype}, got {tuple(weights.shape)}")
 
 
-@torch.library.custom_op("fastlr::irreps_linear", mutates_args=())
+@library.custom_op("fastlr::irreps_linear", mutates_args=())
 def irreps_linear(x: Tensor, weights: Tensor, layout: str, transposed: bool) -> Tensor:
     """(N, dim_in) -> (N, dim_out), or transposed."""
     blocks = Layout.from_key(layout)
@@ -50,7 +50,7 @@ def _(x, weights, layout, transposed):
     return x.new_empty(x.shape[0], blocks.dim_in if transposed else blocks.dim_out)
 
 
-@torch.library.custom_op("fastlr::irreps_linear_weights", mutates_args=())
+@library.custom_op("fastlr::irreps_linear_weights", mutates_args=())
 def irreps_linear_weights(x: Tensor, g: Tensor, layout: str) -> Tensor:
     """(weights,) from x (N, dim_in) and g (N, dim_out)."""
     blocks = Layout.from_key(layout)

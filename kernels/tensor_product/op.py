@@ -18,7 +18,7 @@ and the derivative of the last is a sum of the first two. Each device serves all
 from importlib import import_module
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from ..adjacency import Adjacency
 from ..autograd import wanted
@@ -53,7 +53,7 @@ def _prepared(program: Program, edges: Adjacency, *, g=(), x=(), y=(), w=()) -> 
     return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *w)]
 
 
-@torch.library.custom_op("fastlr::tensor_product", mutates_args=())
+@library.custom_op("fastlr::tensor_product", mutates_args=())
 def tensor_product(x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str) -> Tensor:
     """z (N, irreps_out.dim) from x (N, irreps_in.dim), Y (E, irreps_edge.dim) and w (E, weight_numel)."""
     paths, adjacency = Program.from_key(program), Adjacency(*edges)
@@ -66,7 +66,7 @@ def _(x, y, w, edges, program):
     return x.new_empty(edges[2].shape[0] - 1, Program.from_key(program).irreps_out.dim)
 
 
-@torch.library.custom_op("fastlr::tensor_product_backward", mutates_args=())
+@library.custom_op("fastlr::tensor_product_backward", mutates_args=())
 def tensor_product_backward(
     g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _(g, x, y, w, edges, program, need_x):
     return dx, y.new_empty(y.shape), w.new_empty(w.shape)
 
 
-@torch.library.custom_op("fastlr::tensor_product_double_backward", mutates_args=())
+@library.custom_op("fastlr::tensor_product_double_backward", mutates_args=())
 def tensor_product_double_backward(
     a: Tensor | None,
     b: Tensor,

@@ -11,6 +11,7 @@ from fastlr.kernels.threads import run_parallel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.coulomb import bordered_solve, molecule_matrix
+from torch import library
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 
@@ -263,13 +264,13 @@ def test_residual_is_small(sizes, floor, seed):
 def test_opcheck(rng):
     matrix, sizes, rhs, total = random_batch([3, 1, 6], rng, padding=0.0)
     # the factor has padding that nothing is written to: opcheck compares what it holds
-    torch.library.opcheck(
+    library.opcheck(
         batched_op.charge_factorise,
         (matrix, sizes),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     factor = list(factorise(matrix, sizes))
-    torch.library.opcheck(batched_op.charge_solve, (factor, rhs.requires_grad_(True), total.requires_grad_(True)))
+    library.opcheck(batched_op.charge_solve, (factor, rhs.requires_grad_(True), total.requires_grad_(True)))
 
 
 def test_compiled_without_graph_breaks(rng):

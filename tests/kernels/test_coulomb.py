@@ -15,6 +15,7 @@ from fastlr.kernels.ewald.system import System
 from fastlr.kernels.ewald.tables import coulomb_tables
 from reference.coulomb_systems import CELL, KINDS, MOLECULE, SLAB, random_system
 from reference.differences import relative_error
+from torch import library
 
 
 def place(device: str) -> str:
@@ -189,11 +190,11 @@ def test_opcheck(rng):
     geometry = [t.requires_grad_(True) for t in (system.positions, system.squared_widths, system.cell)]
     u, q = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     probes = [torch.randn_like(t) for t in geometry]
-    torch.library.opcheck(op.coulomb_pairs, (q, *geometry, beta, pairs))
-    torch.library.opcheck(op.coulomb_pairs_gradient, (u, q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs, (q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs_gradient, (u, q, *geometry, beta, pairs))
     # the derivatives of the second derivatives are not offered
     with torch.no_grad():
-        torch.library.opcheck(op.coulomb_pairs_change, (*probes, u, q, *geometry, beta, pairs))
+        library.opcheck(op.coulomb_pairs_change, (*probes, u, q, *geometry, beta, pairs))
 
 
 def test_wrong_inputs(rng):

@@ -12,6 +12,7 @@ from fastlr.kernels.tensor_product import op
 from fastlr.kernels.tensor_product.naive import NaiveConvolution
 from fastlr.kernels.tensor_product.op import FusedConvolution
 from fastlr.kernels.tensor_product.program import Program, coupling
+from torch import library
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 # Beyond the named problems: few and many channels, tails of vectors, degree four, one path, no path.
@@ -275,11 +276,11 @@ class TestPyTorch:
         program, edges, leaves = arguments
         key, g = program.key, torch.randn(4, program.irreps_out.dim, dtype=torch.float64, requires_grad=True)
         cotangents = [torch.randn_like(leaf).requires_grad_(True) for leaf in leaves]
-        torch.library.opcheck(op.tensor_product, (*leaves, list(edges), key))
+        library.opcheck(op.tensor_product, (*leaves, list(edges), key))
         for need_x in (True, False):
-            torch.library.opcheck(op.tensor_product_backward, (g, *leaves, list(edges), key, need_x))
+            library.opcheck(op.tensor_product_backward, (g, *leaves, list(edges), key, need_x))
         for a in (cotangents[0], None):
-            torch.library.opcheck(op.tensor_product_double_backward, (a, *cotangents[1:], g, *leaves, list(edges), key))
+            library.opcheck(op.tensor_product_double_backward, (a, *cotangents[1:], g, *leaves, list(edges), key))
 
     def test_compile_without_graph_breaks(self, arguments):
         program, edges, leaves = arguments

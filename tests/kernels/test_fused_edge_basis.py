@@ -5,6 +5,7 @@ import torch
 from fastlr.kernels.edge_basis import op
 from fastlr.kernels.edge_basis.naive import edge_basis as naive
 from fastlr.kernels.edge_basis.op import edge_basis
+from torch import library
 
 R_MAX = 4.0
 ROOTS = torch.arange(1, 9, dtype=torch.float64)
@@ -109,6 +110,6 @@ def test_opcheck():
     g_angular, g_radial = torch.randn(5, 9, requires_grad=True), torch.randn(5, 8, requires_grad=True)
     h = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     numbers = (R_MAX, 6.0, 2)
-    torch.library.opcheck(op.edge_basis_op, (vectors, ROOTS, *numbers, torch.float32))
-    torch.library.opcheck(op.edge_basis_backward, (g_angular, g_radial, vectors, ROOTS, *numbers))
-    torch.library.opcheck(op.edge_basis_double_backward, (h, g_angular, g_radial, vectors, ROOTS, *numbers))
+    library.opcheck(op.edge_basis_op, (vectors, ROOTS, *numbers, torch.float32))
+    library.opcheck(op.edge_basis_backward, (g_angular, g_radial, vectors, ROOTS, *numbers))
+    library.opcheck(op.edge_basis_double_backward, (h, g_angular, g_radial, vectors, ROOTS, *numbers))

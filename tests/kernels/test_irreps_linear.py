@@ -5,6 +5,7 @@ import torch
 from e3nn.o3 import Irreps
 from fastlr.kernels.irreps_linear import naive, op
 from fastlr.kernels.irreps_linear.layout import Layout
+from torch import library
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 MAPS = {
@@ -84,9 +85,9 @@ def test_finite_differences_and_opcheck():
         args = leaves if not transposed else [torch.randn(2, layout.dim_out).double().requires_grad_(True), weights]
         assert torch.autograd.gradcheck(lambda *t, back=transposed: op.irreps_linear(*t, layout.key, back), args)
         assert torch.autograd.gradgradcheck(lambda *t, back=transposed: op.irreps_linear(*t, layout.key, back), args)
-        torch.library.opcheck(op.irreps_linear, (*args, layout.key, transposed))
+        library.opcheck(op.irreps_linear, (*args, layout.key, transposed))
     g = torch.randn(2, layout.dim_out).double().requires_grad_(True)
-    torch.library.opcheck(op.irreps_linear_weights, (x, g, layout.key))
+    library.opcheck(op.irreps_linear_weights, (x, g, layout.key))
 
 
 def test_wrong_inputs():

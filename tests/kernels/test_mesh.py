@@ -17,6 +17,7 @@ from fastlr.kernels.ewald_mesh.naive import components
 from fastlr.kernels.ewald_mesh.parameters import choose, smooth
 from fastlr.kernels.ewald_mesh.potential import MeshPotential, coordinates, mesh_form, mesh_potential
 from reference.differences import relative_error
+from torch import library
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -212,9 +213,9 @@ def test_opcheck():
     dims, p = (5, 6, 7), 5
     mesh, c, x = (tensor.requires_grad_(True) for tensor in problem(dims, p, 4, 1, torch.float32))
     sorted_atoms = op.bins_of(x, dims, p)
-    torch.library.opcheck(op.mesh_bins, (x.detach(), list(dims), p))
-    torch.library.opcheck(op.mesh_gather, (mesh, x, sorted_atoms, 1, p))
-    torch.library.opcheck(op.mesh_spread, (c, x, sorted_atoms, list(dims), 1, p))
+    library.opcheck(op.mesh_bins, (x.detach(), list(dims), p))
+    library.opcheck(op.mesh_gather, (mesh, x, sorted_atoms, 1, p))
+    library.opcheck(op.mesh_spread, (c, x, sorted_atoms, list(dims), 1, p))
 
 
 def test_only_what_is_wanted_is_computed(monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from fastlr.kernels.radial_table import naive, op
 from fastlr.kernels.radial_table.intervals import Intervals
 from fastlr.kernels.radial_table.naive import ROWS, site_weights, sites, spline_coefficients
+from torch import library
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -122,9 +123,9 @@ def test_opcheck():
     (coefficients, table, g), intervals = problem(9, 6, 11, torch.float32)
     coefficients, table, g = (tensor.requires_grad_(True) for tensor in (coefficients, table, g))
     lists = list(intervals)
-    torch.library.opcheck(op.values, (coefficients, table, lists))
-    torch.library.opcheck(op.coefficients_gradient, (g, table, lists))
-    torch.library.opcheck(op.rows_gradient, (coefficients, g, lists))
+    library.opcheck(op.values, (coefficients, table, lists))
+    library.opcheck(op.coefficients_gradient, (g, table, lists))
+    library.opcheck(op.rows_gradient, (coefficients, g, lists))
 
 
 @pytest.mark.parametrize(
