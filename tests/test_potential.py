@@ -1,5 +1,7 @@
 """Structures in, predictions out: shapes, order, batches within the memory budget, errors."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -170,6 +172,20 @@ print(potential._memory.bytes_of(Counts.of(graph)))
         peak, estimate = (float(line) for line in out.split())
         assert peak > 3e6  # the case is large enough to be seen
         assert peak <= estimate < 20.0 * peak
+
+
+@both_kinds
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda potential: pickle.loads(pickle.dumps(potential))])
+def test_copies_predict_the_same(name, backend, duplicate):
+    """As those make who hand a calculator to several images or processes."""
+    potential = Potential(small_model(name), backend=backend)
+    expected = potential.predict(structures.salt())
+    other = duplicate(potential)
+    assert_close(other.predict(structures.salt()), expected, 0.0)
+    if potential.plan is not None:
+        assert other.plan is not potential.plan
+        assert other.plan.model is other.model is not potential.model
 
 
 def test_faults_name_the_structure():

@@ -55,6 +55,10 @@ class Plan:
         self._bound: Bound | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self):
+        """Machine code and buffers belong to a process: a copy is made anew from the model."""
+        return Plan, (self.model, self.num_intervals)
+
     @staticmethod
     def obstacle(operations: Operations) -> str | None:
         """Why there is no plan for a model on these kernels, or None."""
