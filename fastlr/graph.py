@@ -245,7 +245,7 @@ class Graph:
 def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
     """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
     of its fragments, if these are given (see ``conditions.conditions_of``)."""
-    return conditions_of(atoms, Name(atoms, index), stated_charge(atoms, default, index))[1]
+    return conditions_of(atoms, StructureName(atoms, index), stated_charge(atoms, default, index))[1]
 
 
 def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
@@ -260,11 +260,11 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
     except (OverflowError, TypeError):  # an integer beyond all floats; a time span
         usable = False
     if not usable:
-        raise InputError(f"{Name(atoms, index)}: the charge must be a finite number, got {value!r}")
+        raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r}")
     return float(value)
 
 
-class Name:
+class StructureName:
     """What errors call a structure; put together only if there is one."""
 
     def __init__(self, atoms: Atoms, index: int):
@@ -284,7 +284,7 @@ def _single(
     skin: float,
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
-    name = Name(atoms, index)
+    name = StructureName(atoms, index)
     conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)

@@ -26,7 +26,8 @@ class EdgeList:
         order: (N,) atom of each row, or None if rows are in the order of atoms.
         bounds: first node of each share, and N.
         ptr: (N + 1,) first edge of each node. source: (E,) node. offset: (E, 3) what the cell adds to its vector, Å.
-        copy: (E,) copy of the source. copy_ptr, copy_number: (N + 1,) and (C,): the copies of each node.
+        copy: (E,) copy of the source. copy_owner: (C,) node of each copy. copy_ptr, copy_number: (N + 1,) and (C,): the
+            copies of each node.
         species, batch: (N,) of the rows.
     """
 
@@ -36,6 +37,7 @@ class EdgeList:
     source: Tensor
     offset: Tensor
     copy: Tensor
+    copy_owner: Tensor
     copy_ptr: Tensor
     copy_number: Tensor
     species: Tensor
@@ -80,9 +82,9 @@ class EdgeList:
         load = ptr.numpy() + np.arange(n + 1)
         bounds = np.searchsorted(load, load[-1] * np.arange(shares + 1) // shares).astype(np.int64)
         bounds[0], bounds[-1] = 0, n
-        copy, copy_ptr, copy_number = _copies(ptr, source, bounds)
+        copies = _copies(ptr, source, bounds)
         return EdgeList(
-            order, bounds, ptr.contiguous(), source.contiguous(), offset.contiguous(), copy, copy_ptr, copy_number,
+            order, bounds, ptr.contiguous(), source.contiguous(), offset.contiguous(), *copies,
             species.contiguous(), batch.contiguous(),
         )  # fmt: skip
 
@@ -99,10 +101,11 @@ class EdgeList:
         return out
 
 
-def _copies(ptr: Tensor, source: Tensor, bounds: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def _copies(ptr: Tensor, source: Tensor, bounds: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """copy, copy_owner, copy_ptr and copy_number of ``EdgeList``."""
     n = ptr.shape[0] - 1
     if len(bounds) == 2:
-        return source.contiguous(), torch.arange(n + 1), torch.arange(n)
+        return source.contiguous(), torch.arange(n), torch.arange(n + 1), torch.arange(n)
     copy, owners, total = torch.empty_like(source), [], 0
     for first, last in pairwise(bounds.tolist()):
         edges = slice(int(ptr[first]), int(ptr[last]))
@@ -114,7 +117,7 @@ def _copies(ptr: Tensor, source: Tensor, bounds: np.ndarray) -> tuple[Tensor, Te
         total += len(owners[-1])
     owner = torch.cat(owners)
     counts = torch.bincount(owner, minlength=n)
-    return copy, torch.nn.functional.pad(counts.cumsum(0), (1, 0)), torch.argsort(owner, stable=True)
+    return copy, owner, torch.nn.functional.pad(counts.cumsum(0), (1, 0)), torch.argsort(owner, stable=True)
 
 
 def morton_order(positions: Tensor, batch: Tensor) -> Tensor:

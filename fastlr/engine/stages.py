@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastlr.kernels.message_passing import cost, cpu
+from fastlr.kernels.message_passing import cost
 from fastlr.kernels.message_passing.cost import Cost
+from fastlr.kernels.message_passing.cpu import kernel
 from fastlr.kernels.native import Call
 
 from .buffers import Buffers
@@ -56,12 +58,13 @@ class BoundEdges:
         self.copy_forces = new("copies of forces", num_copies, 3, dtype=wide)
         tensors = [self.positions, edges.ptr, edges.source, edges.copy, edges.offset, settings, self.end, self.shortest]
         tensors += [self.source, self.copy, self.vector, self.harmonics, self.place, self.interval]
-        self._prepare = Call(cpu.edges(l_max, bits), tensors)
+        self._prepare = Call(kernel("edges", str(l_max), bits), tensors)
         tensors = [edges.ptr, self.end, self.copy, self.vector, settings, self.harmonics_gradient, self.place_gradient]
-        self._forces = Call(cpu.edge_forces(l_max, bits), [*tensors, self.node_forces, self.virials, self.copy_forces])
+        self._forces = Call(
+            kernel("edge_forces", str(l_max), bits), [*tensors, self.node_forces, self.virials, self.copy_forces]
+        )
 
-        few = self.preparation.operations < OPERATIONS_OF_THREADS
-        self._bounds = self.bounds[[0, -1]] if few else self.bounds
+        self._bounds = _worth(self.bounds, self.preparation)
 
     @property
     def preparation(self) -> Cost:
@@ -89,21 +92,7 @@ class BoundEdges:
     def forces(self) -> Tensor:
         """(N, 3) float64 forces on the rows, from the gradients; ``virials`` hold what each row contributes."""
         self._forces(self._bounds)
-        if len(self.bounds) == 2:  # one copy of each row
-            return self.node_forces.add_(self.copy_forces)
-        owner = self._owner()
-        out = self.node_forces.clone()
-        return out.index_add_(0, owner, self.copy_forces)
-
-    def _owner(self) -> Tensor:
-        """(C,) the node of each copy."""
-        if not hasattr(self, "_owners"):
-            edges = self.edges
-            counts = edges.copy_ptr[1:] - edges.copy_ptr[:-1]
-            owner = torch.empty_like(edges.copy_number)
-            owner[edges.copy_number] = torch.arange(edges.num_nodes).repeat_interleave(counts)
-            self._owners = owner
-        return self._owners
+        return self.node_forces.index_add_(0, self.edges.copy_owner, self.copy_forces)
 
 
 class BoundStack:
@@ -152,25 +141,27 @@ class BoundStack:
             if h is None:
                 width = layer.first_layout.dim_in
                 h, h_copies = new(f"h{number}", n, width), new(f"copies{number}", num_copies, width)
-                mix = Call(cpu.mix(layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
+                mix = Call(kernel("mix", layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
                 self.forward.append(Stage(f"{label}: mix", _share(mix, bounds, mixing), mixing))
             tensors = [y, out, *listed, *described, h, layer.table, *rest]
             tensors += [layer.linear[0], layer.connections[0], layer.own_connections[0]]
-            call = Call(cpu.layer_forward(key, bits), tensors)
+            call = Call(kernel("layer_forward", key, bits), tensors)
             work = cost.forward(shape, *counts)
             self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds, work), work))
 
             tensors = [out_gradient, y, *listed, edges.copy, *described, h, layer.table, *rest]
             tensors += [layer.linear[1], layer.connections[1], layer.own_connections[1]]
             tensors += [h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient]
-            call = Call(cpu.layer_backward(key, bits), tensors)
+            call = Call(kernel("layer_backward", key, bits), tensors)
             # the other way round: the last layer comes first, and in each the collection last
             work = cost.backward(shape, *counts)
             back = _cleared(call, bounds, work, h_copies, shape.connection is None, gradient)
             steps = [Stage(f"{label}: backwards", back, work)]
             if layer.first is not None:
                 copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
-                collect = Call(cpu.collect(layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]])
+                collect = Call(
+                    kernel("collect", layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]]
+                )
                 steps.append(Stage(f"{label}: collect", _share(collect, bounds, mixing), mixing))
             self.backward = steps + self.backward
             x, gradient = out, out_gradient
@@ -186,22 +177,25 @@ def _mixing(layer: FoldedLayer, nodes: int, itemsize: int) -> Cost:
     return Cost(nodes * cost.linear_operations(layout), nodes * itemsize * (layout.dim_in + layout.dim_out))
 
 
-def _share(call: Call, bounds, work: Cost) -> Callable[[], None]:
+def _worth(bounds: np.ndarray, work: Cost) -> np.ndarray:
+    """The shares of the threads, or all in one where there is little to do."""
+    return bounds if work.operations >= OPERATIONS_OF_THREADS else bounds[[0, -1]]
+
+
+def _share(call: Call, bounds: np.ndarray, work: Cost) -> Callable[[], None]:
     """``call`` on as many threads as its work is worth."""
-    if work.operations < OPERATIONS_OF_THREADS:
-        bounds = bounds[[0, -1]]
+    bounds = _worth(bounds, work)
     return lambda: call(bounds)
 
 
 def _cleared(call: Call, bounds, work: Cost, copies: Tensor, unconnected: bool, gradient: Tensor) -> Callable[[], None]:
     """``call`` after zeroing what it adds to."""
-    if work.operations < OPERATIONS_OF_THREADS:
-        bounds = bounds[[0, -1]]
+    shared = _share(call, bounds, work)
 
     def run():
         copies.zero_()
         if unconnected:
             gradient.zero_()
-        call(bounds)
+        shared()
 
     return run

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 
 from fastlr.conditions import conditions_of
-from fastlr.graph import Graph, Name, stated_charge
+from fastlr.graph import Graph, StructureName, stated_charge
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction, single_graph
 
@@ -55,7 +55,7 @@ class Steps:
             self._rebuild(atoms, charge)
             graph = self._list
         else:
-            name = Name(atoms, 0)
+            name = StructureName(atoms, 0)
             conditions, total = conditions_of(atoms, name, stated_charge(atoms, charge))
             if (conditions is None) != (self._list.conditions is None):
                 self._rebuild(atoms, charge)  # which also refuses what the model does not know

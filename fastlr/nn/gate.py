@@ -4,12 +4,9 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from .linear import split, unique_irreps
+from fastlr.kernels.message_passing.shape import SILU_SCALE, TANH_SCALE
 
-# Scales that give the activation of a standard normal variable a second moment of one, as e3nn computes them
-# (a million samples with seed 0). Written out, so that a model means the same with every version.
-SILU_SCALE = 1.6791767923989418
-TANH_SCALE = 1.5937334472592695
+from .linear import split, unique_irreps
 
 
 class Gate(nn.Module):

@@ -6,11 +6,9 @@ from ..irreps_linear.layout import Layout
 from ..llvm import I64, Emitter, chunk_plan, exponential
 from ..radial_table.naive import ROWS, polynomials
 from ..tensor_product.program import Program
-from .shape import GateLayout
+from .shape import SILU_SCALE, TANH_SCALE, GateLayout
 
 TILE = 16  # edges that are made ready together, one a lane
-# Values that give the activation of a standard normal variable a second moment of one
-ACTIVATION_SCALES = {False: 1.6791767923989418, True: 1.5937334472592695}
 
 
 def clear(e: Emitter, pointer, count: int) -> None:
@@ -102,12 +100,8 @@ class EdgeTile:
             value = e.fma(value, t, e.constant(coefficient, TILE))
         return value
 
-    def at(self, pointer, s):
-        """Where the rows of edge ``s`` of a table with one edge a lane start."""
-        return self.emitter.at(pointer, s)
-
     def spread(self, pointer, row: int, s, width: int):
-        """Element (row, s) of such a table in all lanes."""
+        """Element (row, s) of a table with one edge a lane, in all lanes."""
         return self.emitter.broadcast(self.emitter.at(pointer, s), row * TILE, width)
 
 
@@ -205,7 +199,7 @@ def activation(e: Emitter, x, odd: bool, slope: bool = False):
         value = b.fmul(x, logistic)
         if slope:  # s + x s (1 - s)
             value = e.fma(value, b.select(negative, share, b.fmul(small, share)), logistic)
-    return b.fmul(value, e.constant(ACTIVATION_SCALES[odd], width))
+    return b.fmul(value, e.constant(TANH_SCALE if odd else SILU_SCALE, width))
 
 
 def gate(e: Emitter, layout: GateLayout, y, out) -> None:

@@ -7,6 +7,11 @@ from functools import cache, cached_property
 from ..irreps_linear.layout import Layout
 from ..tensor_product.program import Program
 
+# Scales that give the activation of a standard normal variable a second moment of one, as e3nn computes them
+# (a million samples with seed 0). Written out, so that a model means the same with every version.
+SILU_SCALE = 1.6791767923989418
+TANH_SCALE = 1.5937334472592695
+
 
 @dataclass(frozen=True)
 class GateLayout:

@@ -491,7 +491,7 @@ def test_thick_slabs_meet_their_images(rng):
 def test_potential(dtype, rng, device):
     """All ways to the potential agree, and it is what the form is the sum of."""
     if device == "interpreter" and dtype == torch.float32:
-        pytest.skip("the interpreter takes minutes; smaller cases are tested in it")
+        pytest.skip("the interpreter takes minutes, and runs this in float64")
     cell = skewed(rng).to(dtype)
     x = torch.from_numpy(rng.uniform(-2.0, 2.0, (3, 3))).to(dtype) @ cell
     u, q = (torch.from_numpy(rng.normal(size=3)).to(dtype) for _ in range(2))

@@ -5,13 +5,12 @@ import pytest
 import torch
 from fastlr.kernels.llvm import Emitter
 from fastlr.kernels.message_passing import cpu_parts
-from fastlr.kernels.message_passing.shape import LayerShape
+from fastlr.kernels.message_passing.shape import SILU_SCALE, TANH_SCALE, LayerShape
 from fastlr.kernels.native import Call, compiled
 from reference.models import small_model
 
 from fastlr.engine.folding import fold_layers
 from fastlr.engine.pruning import SCALAR, prune
-from fastlr.nn.gate import SILU_SCALE, TANH_SCALE
 
 ARGUMENTS = torch.cat([
     torch.linspace(-30.0, 30.0, 4001, dtype=torch.float64),
