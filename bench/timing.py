@@ -95,6 +95,11 @@ def peak_bytes(function: Callable, device: str = "cpu") -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Memory of this process as it is; for Linux."""
+    return _status("VmRSS")
+
+
 def _status(key: str) -> int:
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith(key)).split()[1])

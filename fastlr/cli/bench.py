@@ -164,6 +164,14 @@ def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None) -> No
 
 
 @bench.command()
+def soundness(output: OutputOption = None) -> None:
+    """The engine's differences from float64, its memory over 20,000 steps, and how long it takes to start."""
+    from fastlr.bench.soundness import accuracy, startup, steady
+
+    _finish("soundness", [*accuracy(), steady(), startup()], output, "cpu")
+
+
+@bench.command()
 def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
     """A training step of NequIP-LR with the backends reference and cpu."""
     from fastlr.bench.models import training_step
