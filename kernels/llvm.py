@@ -14,6 +14,8 @@ POINTER = ir.PointerType()
 class Emitter:
     """A kernel under construction: LLVM's instruction builder with loops, memory in units of one float, and vectors."""
 
+    division = ()  # flags of the division of lanes
+
     def __init__(self, name: str, bits: int, num_tensors: int):
         self.float = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
         self.lanes = vector_bytes() * 8 // bits
@@ -213,7 +215,7 @@ class Lanes:
     __radd__, __rmul__ = __add__, __mul__
 
     def __truediv__(self, other):
-        return self._new(self.emitter.builder.fdiv(self.value, self._other(other)))
+        return self._new(self.emitter.builder.fdiv(self.value, self._other(other), flags=self.emitter.division))
 
     def call(self, name: str, *others: "Lanes") -> "Lanes":
         """A function of LLVM that takes and gives vectors of this type, such as "sqrt"."""
@@ -276,6 +278,12 @@ class Operations:
 
 class NarrowOperations(Operations):
     """The same for lanes of float32; reciprocals may be estimates, refined to all but the last digit."""
+
+    is_single = True
+
+    def __init__(self, emitter: Emitter):
+        super().__init__(emitter)
+        emitter.division = ("fast",)
 
     def rsqrt(self, x: Lanes) -> Lanes:
         b = self.emitter.builder

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from . import cache
-from .threads import run_parallel
+from .threads import provide_barrier, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
@@ -49,6 +49,7 @@ def vector_bytes() -> int:
 
 @lru_cache(None)
 def _engine():
+    provide_barrier()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
     engine.finalize_object()
     return engine
@@ -147,3 +148,7 @@ class Call:
             self.kernel(self.pointer, int(bounds[0]), int(bounds[1]))
         else:
             run_parallel(self.kernel, self.pointer, bounds)
+
+    def together(self, threads: int) -> None:
+        """On several threads that wait for each other."""
+        run_together(self.kernel, self.pointer, threads)

@@ -9,15 +9,33 @@ import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
 
 _MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _process = os.getpid()
+BARRIER = "fastlr_barrier"  # a function without arguments
 
-# What each member of the team does: the shares number k, k + size of the team, ... (a team may be smaller than asked).
+# What each member of a team does: the shares number k, k + size of the team, ... (a team may be smaller than asked); or
+# its part of a kernel that knows of the team.
 _TRAMPOLINE = """
+define void @fastlr_together(ptr %data) {
+  %kernel = load ptr, ptr %data
+  %p1 = getelementptr i64, ptr %data, i64 1
+  %arguments = load ptr, ptr %p1
+  %p2 = getelementptr i64, ptr %data, i64 2
+  %number_of = load ptr, ptr %p2
+  %number = call i32 %number_of()
+  %k = sext i32 %number to i64
+  %p3 = getelementptr i64, ptr %data, i64 3
+  %size_of = load ptr, ptr %p3
+  %size = call i32 %size_of()
+  %team = sext i32 %size to i64
+  call void %kernel(ptr %arguments, i64 %k, i64 %team)
+  ret void
+}
 define void @fastlr_member(ptr %data) {
   %kernel = load ptr, ptr %data
   %p1 = getelementptr i64, ptr %data, i64 1
@@ -64,29 +82,69 @@ def run_parallel(kernel, pointer: int, bounds: np.ndarray) -> None:
     if team is None:
         _run_in_pool(kernel, pointer, bounds.tolist())
         return
-    start, number_of, size_of, member, _ = team
-    address = ctypes.cast(kernel, ctypes.c_void_p).value
-    data = np.array([address, pointer, bounds.ctypes.data, number_of, shares, size_of], dtype=np.int64)
-    start(member, data.ctypes.data, shares, 0)
+    data = np.array(
+        [_address(kernel), pointer, bounds.ctypes.data, team.number_of, shares, team.size_of], dtype=np.int64
+    )
+    team.start(team.sharing, data.ctypes.data, shares, 0)
+
+
+def run_together(kernel, pointer: int, threads: int) -> None:
+    """kernel(pointer, k, n) on n <= ``threads`` threads at once, k = 0 ... n - 1, which may wait for each other
+    (``BARRIER``)."""
+    team = _team() if threads > 1 and os.getpid() == _process else None
+    if team is None:
+        kernel(pointer, 0, 1)
+        return
+    data = np.array([_address(kernel), pointer, team.number_of, team.size_of], dtype=np.int64)
+    team.start(team.together, data.ctypes.data, threads, 0)
 
 
 @lru_cache(None)
-def _team():
-    """The OpenMP runtime that PyTorch has loaded: how to start a team, a member's number, the team's size; and the
-    trampoline with the engine that owns it."""
+def provide_barrier() -> None:
+    """Make ``BARRIER`` known to machine code: the threads of ``run_together`` wait for each other in it."""
+    team = _team()
+    # one thread alone has nobody to wait for, and never calls it
+    llvm.add_symbol(BARRIER, _address(_MEMBER(lambda _: None)) if team is None else team.barrier)
+
+
+def _address(function) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
+class _Team(NamedTuple):
+    """The OpenMP runtime that PyTorch has loaded, by addresses.
+
+    Attributes:
+        start: starts a team on a trampoline.
+        number_of, size_of, barrier: tell a member's number and the team's size, and let all wait for all.
+        sharing, together: trampolines.
+        engine: which owns them.
+    """
+
+    start: object
+    number_of: int
+    size_of: int
+    barrier: int
+    sharing: int
+    together: int
+    engine: object
+
+
+@lru_cache(None)
+def _team() -> _Team | None:
     path = _loaded_runtime()
     if path is None:
         return None
     library = ctypes.CDLL(path)
     try:
         start = library.GOMP_parallel
-        functions = [library.omp_get_thread_num, library.omp_get_num_threads]
+        functions = [library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier]
     except AttributeError:
         return None
     start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     engine = _compile_trampoline()
-    member = engine.get_function_address("fastlr_member")
-    return start, *(ctypes.cast(function, ctypes.c_void_p).value for function in functions), member, engine
+    trampolines = (engine.get_function_address(name) for name in ("fastlr_member", "fastlr_together"))
+    return _Team(start, *map(_address, functions), *trampolines, engine)
 
 
 def _loaded_runtime() -> str | None:

@@ -21,7 +21,7 @@ from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
 
 if TYPE_CHECKING:
-    from ..ewald.single import PairTable
+    from ..ewald.pair_table import PairTable
 
 TOLERANCE = 1e-9  # e
 MAX_ITERATIONS = 500

@@ -50,9 +50,9 @@ class Equilibration:
         self.electronegativity, self.hardness = electronegativity, hardness
         self.table = None
         if single and system.positions.device.type == "cpu":
-            from ..ewald.single import PairTable
+            from ..ewald.pair_table import PairTable
 
-            self.table = PairTable(system)
+            self.table = PairTable(system, torch.float32)
         self.solver = choose(system, hardness, constant, method, tolerance, memory, self.table)
         self.charges, multiplier = self.solver(-electronegativity, total)
         self.energy = -0.5 * system.sum(self.charges * (electronegativity + hardness * self.charges))

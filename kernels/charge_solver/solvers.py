@@ -27,7 +27,7 @@ from .memory import Memory
 from .naive import IndefiniteError, SolverError
 
 if TYPE_CHECKING:
-    from ..ewald.single import PairTable
+    from ..ewald.pair_table import PairTable
 
 METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for

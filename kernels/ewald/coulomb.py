@@ -17,7 +17,7 @@ from .op import coulomb_pairs, pair_values
 from .system import System
 
 if TYPE_CHECKING:
-    from .single import PairTable
+    from .pair_table import PairTable
 
 
 def coulomb_energy(q: Tensor, system: System) -> Tensor:

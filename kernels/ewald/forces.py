@@ -25,7 +25,7 @@ from .op import pair_pull
 from .system import System
 
 if TYPE_CHECKING:
-    from .single import PairTable
+    from .pair_table import PairTable
 
 CHUNK = 2**16  # numbers of a block of phases, which should stay in the cache
 

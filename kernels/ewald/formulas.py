@@ -32,13 +32,19 @@ _ERFC = (
     1.6040619662977848e-08, -3.097840269478651e-09, -7.080684751090336e-10, 1.353454658626765e-10,
     2.9897244669019434e-11, -4.434302259727433e-12,
 )  # fmt: skip
+# the same to 2e-8, for float32
+_ERFC_SHORT = (
+    1.28337173, -0.0448244377, -0.0989009678, 0.112452616, -0.0717654887, 0.0321577167, -0.0104355076, 0.00229011314,
+    -0.000220463793, -2.66820866e-05,
+)  # fmt: skip
 
 
 def erfc(x, gaussian, ops):
     """erfc(x) for x >= 0, given exp(-x^2)."""
+    series = _ERFC_SHORT if getattr(ops, "is_single", False) else _ERFC
     s = (x * _A - _B) / (x + _B)
-    value = s * _ERFC[-1] + _ERFC[-2]
-    for coefficient in _ERFC[-3::-1]:
+    value = s * series[-1] + series[-2]
+    for coefficient in series[-3::-1]:
         value = value * s + coefficient
     return value * gaussian / (x * 2.0 + 1.0)
 

@@ -14,7 +14,7 @@ from .op import pair_product, pair_values
 from .system import System
 
 if TYPE_CHECKING:
-    from .single import PairTable
+    from .pair_table import PairTable
 
 
 class CoulombOperator:

@@ -8,7 +8,7 @@ from fastlr.kernels.charge_solver.direct import Equilibration
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald.coulomb import coulomb_matrix
 from fastlr.kernels.ewald.op import pair_pull, pair_values
-from fastlr.kernels.ewald.single import PairTable
+from fastlr.kernels.ewald.pair_table import PairTable
 from reference.coulomb_systems import CELL, MOLECULE, SLAB, random_system
 
 K = 14.399645478  # eV Å
@@ -26,7 +26,7 @@ def relative(found, expected):
 def test_entries_and_sums(structures, rng):
     """Charges of zero mean, some of them points; odd rows; every structure alone, too."""
     system = random_system(rng, structures)
-    table, pairs = PairTable(system), system.tables.pairs(system.batch)
+    table, pairs = PairTable(system, torch.float32), system.tables.pairs(system.batch)
     exact = pair_values(system.positions, system.squared_widths, system.cell, system.beta, pairs)
     assert table.entries().shape == exact.shape
     # differences of error functions, each good to a digit of float32
@@ -55,7 +55,7 @@ def test_far_from_the_origin(rng):
     """Distances have all the digits that they can have."""
     system = random_system(rng, [(9, MOLECULE)])
     far = system._replace(positions=system.positions + 1e4)
-    assert relative(PairTable(far).entries(), PairTable(system).entries()) < 1e-7
+    assert relative(PairTable(far, torch.float32).entries(), PairTable(system, torch.float32).entries()) < 1e-7
 
 
 @pytest.mark.parametrize("method", ["batched", "dense", "iterative"])
