@@ -34,11 +34,13 @@ MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
 
 @dataclass(frozen=True)
 class CoulombSettings:
-    """How to make the tables of the Coulomb sum: width of each species (Å), accuracy, splitting width (Å)."""
+    """How to make the tables of the Coulomb sum: width of each species (Å), accuracy, splitting width (Å), and how many
+    products with charges are expected for a set of positions."""
 
     widths: tuple[float, ...]
     accuracy: float = 1e-10
     eta: float | None = None
+    products: int = 0
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,9 @@ def _single(
             )
         widths = np.asarray(coulomb.widths, np.float64)[kinds]
         try:
-            pairs = coulomb_tables(positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta, skin=skin)
+            pairs = coulomb_tables(
+                positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta, skin=skin, products=coulomb.products
+            )
         except ValueError as error:
             raise InputError(f"{name}: {error}") from None
     n = len(positions)

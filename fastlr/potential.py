@@ -12,7 +12,7 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
-from .engine.charges import ACCURACY
+from .engine.charges import ACCURACY, PRODUCTS
 from .engine.plan import Plan
 from .engine.proof import prove
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
@@ -319,7 +319,8 @@ def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings
 
 def inference_settings(config: ModelConfig) -> CoulombSettings | None:
     """The same, no finer than predictions in the model's float type can tell."""
-    return coulomb_settings(config, ACCURACY[config.torch_dtype])
+    settings = coulomb_settings(config, ACCURACY[config.torch_dtype])
+    return None if settings is None else replace(settings, products=PRODUCTS)
 
 
 def single_graph(

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
 from fastlr.models.derivatives import dipole
 
-from .charges import equilibrated
+from .charges import Charges
 from .edge_list import EdgeList
 from .folding import Readout
 from .stages import BoundEdges, BoundStack, Stage
@@ -23,7 +23,8 @@ class Bound:
 
     def __init__(self, plan, graph: Graph):
         self.plan, self.config, self.run = plan, plan.config, plan.run
-        self.edge_index, self.cell, self.threads = graph.edge_index, graph.cell, torch.get_num_threads()
+        self.edge_index, self.cell, self.coulomb = graph.edge_index, graph.cell, graph.coulomb
+        self.threads = torch.get_num_threads()
         self.edges = EdgeList.of(graph)
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
@@ -33,6 +34,7 @@ class Bound:
             scale_shift = model.electronegativity_scale_shift
             self.electronegativity = Readout(model.electronegativity_readout, scale_shift, plan.dtype, species)
             num_own = plan.model.charge_encoding.num_features
+            self.equilibration = Charges(model.equilibration, plan.config.site_energy)
             self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
         self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
         if self.readout.is_linear:  # then its gradient is always the same
@@ -54,7 +56,7 @@ class Bound:
 
     def serves(self, graph: Graph) -> bool:
         """Whether the graph differs from the one this was made for in positions and charges alone."""
-        same = graph.edge_index is self.edge_index and graph.cell is self.cell
+        same = graph.edge_index is self.edge_index and graph.cell is self.cell and graph.coulomb is self.coulomb
         return same and torch.get_num_threads() == self.threads
 
     def stages(self) -> list[Stage]:
@@ -122,7 +124,7 @@ class Bound:
         """From the features of the charge stack, the charges and the input of the energy stack."""
         plan, edges, model, features = self.plan, self.edges, self.plan.model, self.charge_stack.out
         self.chi = edges.unsort(self.electronegativity(features))
-        self.equilibrated = equilibrated(model.equilibration, self.graph, self.chi, self.config.site_energy)
+        self.equilibrated = self.equilibration.of(self.graph, self.chi)
         self.encoded = edges.sort(self.equilibrated.charges).to(plan.dtype).detach()
         if model.charge_encoding.kind == "scalar":
             self.encoding = self.encoded[:, None]

@@ -14,14 +14,46 @@ from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
 
 # Bound on the root-mean-square error of charges found by iteration, e, and accuracy of Coulomb sums that inference asks
 # for at most: forces are then good to a few 1e-6 eV/Å, which is what float32 can tell.
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-9}
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 ACCURACY = {torch.float32: 3e-6, torch.float64: 0.0}
+PRODUCTS = 12  # of the Coulomb matrix that the charges and their adjoint take together
 
 
-def equilibrated(module: ChargeEquilibration, graph: Graph, chi: Tensor, site_energy: bool) -> Direct | ByAutograd:
-    """Charges of a graph with electronegativities chi (N,), float64."""
-    slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
-    return (ByAutograd if slabs or graph.conditions is not None else Direct)(module, graph, chi, site_energy)
+class Charges:
+    """The charges of graphs that differ in positions, total charges and conditions alone.
+
+    Args:
+        module: of the model.
+        site_energy: whether chi'q + q'J q / 2 is part of the energy.
+    """
+
+    def __init__(self, module: ChargeEquilibration, site_energy: bool):
+        self.module, self.site_energy = module, site_energy
+        self._equilibration: Equilibration | None = None
+
+    def of(self, graph: Graph, chi: Tensor) -> Direct | ByAutograd:
+        """The charges with electronegativities chi (N,), float64."""
+        slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
+        if slabs or graph.conditions is not None:
+            return ByAutograd(self.module, graph, chi, self.site_energy)
+        with named_failures():
+            if self._equilibration is None:
+                self._equilibration = self._prepared(graph)
+            else:
+                self._equilibration.move(graph.positions)
+            self._equilibration.solve(chi, graph.charge, graph.memory)
+        return Direct(self._equilibration, self.site_energy)
+
+    def _prepared(self, graph: Graph) -> Equilibration:
+        hardness = self.module.hardness.detach().index_select(0, graph.species)
+        dtype = self.module.operations.dtype
+        return Equilibration(
+            self.module.system(graph),
+            hardness,
+            COULOMB_CONSTANT,
+            tolerance=TOLERANCE[dtype],
+            single=dtype == torch.float32,
+        )
 
 
 class Direct:
@@ -31,21 +63,11 @@ class Direct:
         charges: (N,) e. coulomb_energy, external_energy: (B,) eV. site_energies: (N,) eV.
     """
 
-    def __init__(self, module: ChargeEquilibration, graph: Graph, chi: Tensor, site_energy: bool):
-        hardness = module.hardness.detach().index_select(0, graph.species)
-        dtype = module.operations.dtype
-        options = {"tolerance": TOLERANCE[dtype], "single": dtype == torch.float32}
-        if graph.memory is not None:
-            options["memory"] = graph.memory
-        with named_failures():
-            self.solution = Equilibration(
-                module.system(graph), chi, hardness, graph.charge, COULOMB_CONSTANT, **options
-            )
-        self.charges = q = self.solution.charges
-        self.coulomb_energy = self.solution.energy
+    def __init__(self, solution: Equilibration, site_energy: bool):
+        self.solution, self._site_energy = solution, site_energy
+        chi, self.charges, self.coulomb_energy = solution.electronegativity, solution.charges, solution.energy
         self.external_energy = torch.zeros_like(self.coulomb_energy)
-        self.site_energies = chi * q + 0.5 * hardness * q**2
-        self._site_energy = site_energy
+        self.site_energies = chi * self.charges + 0.5 * solution.hardness * self.charges**2
 
     def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the charges' energy, and of a function of them whose gradient is given, by positions, strain and chi."""

@@ -35,6 +35,28 @@ class Report:
     error_bound: float
 
 
+def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> float:
+    """The norm of the residual to stop at, given the smallest hardness.
+
+    Unless ``absolute``, the tolerance is relative to how large the solution may be where that is below one: an adjoint is
+    proportional to a loss, which may be small.
+    """
+    scale = 1.0
+    if not absolute:
+        spread = float((rhs - rhs.mean()).square().mean().sqrt())
+        scale = min(1.0, spread / least + abs(float(total)) / len(rhs))
+    return tolerance * scale * math.sqrt(len(rhs)) * least
+
+
+def exhausted(bound: float, tolerance: float) -> ConvergenceError:
+    """No convergence, with a bound on the root-mean-square error of the charges."""
+    return ConvergenceError(
+        [0],
+        f"after {MAX_ITERATIONS} iterations the root-mean-square error of the charges may still be {bound:.1e} e, "
+        f"more than the tolerance of {tolerance:.1e} e",
+    )
+
+
 class ConjugateGradient:
     """Solves K (q, mu) = (rhs, total) for one structure.
 
@@ -69,16 +91,16 @@ class ConjugateGradient:
         self.response = self.preconditioner(torch.ones_like(hardness))
         self.tolerance, self.reports = tolerance, []
 
+    @torch.no_grad()
+    def moved(self, system: System) -> None:
+        """Atoms have moved, and the table knows."""
+        self.operator.move(system.positions)
+        self.preconditioner.move(system.positions)
+        self.response = self.preconditioner(torch.ones_like(self.hardness))
+
     def hessian(self, q: Tensor) -> Tensor:
         """H q."""
         return self.constant * self.operator(q) + self.hardness * q
-
-    @staticmethod
-    def _scale(rhs: Tensor, total: Tensor, least: float) -> float:
-        """How large the solution may be, and no more than one: that of an adjoint is proportional to a loss, which may
-        be small."""
-        spread = float((rhs - rhs.mean()).square().mean().sqrt())
-        return min(1.0, spread / least + abs(float(total)) / len(rhs))
 
     @torch.no_grad()
     def __call__(
@@ -94,8 +116,7 @@ class ConjugateGradient:
         q = torch.zeros_like(rhs) if start is None else start.clone()
         q += (total - q.sum()) / n
         least = float(self.hardness.min())
-        scale = 1.0 if absolute else self._scale(rhs, total, least)
-        target = self.tolerance * scale * math.sqrt(n) * least
+        target = target_of(rhs, total, least, self.tolerance, absolute)
         gradient = self.hessian(q) - rhs if bool(q.any()) else -rhs
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
@@ -116,9 +137,4 @@ class ConjugateGradient:
                 raise IndefiniteError([0])
             q += (slope / curvature) * direction
             gradient += (slope / curvature) * image
-        bound = norm / least / math.sqrt(n)
-        raise ConvergenceError(
-            [0],
-            f"after {MAX_ITERATIONS} iterations the root-mean-square error of the charges may still be {bound:.1e} e, "
-            f"more than the tolerance of {self.tolerance:.1e} e",
-        )
+        raise exhausted(norm / least / math.sqrt(n), self.tolerance)

@@ -19,14 +19,16 @@ from .solvers import TOLERANCE, Memory, choose
 
 
 class Equilibration:
-    """Charges of structures that are no slabs and have no conditions but their total charge.
+    """Equilibration of structures that are no slabs and have no conditions but their total charge.
+
+    What depends on cells and tables alone is made once; positions may move while the tables hold (``move``).
 
     Args:
-        single: on CPUs, take the pair function in float32, good to some 1e-7 of charges and forces.
+        single: on CPUs, take the pair function and sums over waves in float32, good to some 1e-7 of charges and forces.
         others: see ``op.equilibrate``.
 
     Attributes:
-        charges: (N,) e.
+        charges: (N,) e, of the last ``solve``.
         energy: (B,) (k / 2) q' A q, eV.
     """
 
@@ -34,33 +36,53 @@ class Equilibration:
     def __init__(
         self,
         system: System,
-        electronegativity: Tensor,
         hardness: Tensor,
-        total: Tensor,
         constant: float,
         *,
         method: str = "auto",
         tolerance: float = TOLERANCE,
-        memory: Memory | None = None,
         single: bool = False,
     ):
         if system.has_slabs:
             raise ValueError("slabs need the derivatives of their constant; use op.equilibrate")
-        self.system, self.constant = system, constant
-        self.electronegativity, self.hardness = electronegativity, hardness
+        self.system, self.hardness, self.constant = system, hardness, constant
         self.table = None
-        if single and system.positions.device.type == "cpu":
+        if system.positions.device.type == "cpu":
             from ..ewald.pair_table import PairTable
 
-            self.table = PairTable(system, torch.float32)
-        self.solver = choose(system, hardness, constant, method, tolerance, memory, self.table)
+            self.table = PairTable(system, torch.float32 if single else torch.float64)
+        self.solver = choose(system, hardness, constant, method, tolerance, None, self.table)
+        self.forces = CoulombForces(system, self.table, getattr(self.solver, "waves", None))
+
+    @torch.no_grad()
+    def move(self, positions: Tensor) -> None:
+        """Atoms are at ``positions`` (N, 3) Å now."""
+        self.system = self.system._replace(positions=positions)
+        if self.table is not None:
+            self.table.move(positions)
+        self.solver.moved(self.system)
+
+    @torch.no_grad()
+    def solve(self, electronegativity: Tensor, total: Tensor, memory: Memory | None = None) -> None:
+        """Find ``charges`` and ``energy``.
+
+        Args:
+            electronegativity: (N,) eV/e.
+            total: (B,) e.
+            memory: of the steps before, where this is one of many of the same atoms.
+
+        Raises:
+            SolverError: see ``op.equilibrate``.
+        """
+        self.electronegativity = electronegativity
+        self.solver.begin(memory)
         self.charges, multiplier = self.solver(-electronegativity, total)
-        self.energy = -0.5 * system.sum(self.charges * (electronegativity + hardness * self.charges))
+        self.energy = -0.5 * self.system.sum(self.charges * (electronegativity + self.hardness * self.charges))
         self.energy -= 0.5 * multiplier * total
 
     @torch.no_grad()
     def gradients(self, by_charge: Tensor, site_energy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of E.
+        """Derivatives of E at the charges that ``solve`` has found.
 
         Args:
             by_charge: (N,) df/dq, eV/e.
@@ -75,7 +97,6 @@ class Equilibration:
             rhs = by_charge - self.electronegativity - self.hardness * q
         # its error is that of a force, and not larger where the adjoint itself is small
         adjoint, _ = self.solver(rhs, nothing, absolute=True)
-        forces = CoulombForces(self.system, self.table)
-        _, by_position, by_strain = forces(self.system.positions, q, 0.5 * q - adjoint, virial=True)
+        _, by_position, by_strain = self.forces(self.system.positions, q, 0.5 * q - adjoint, virial=True)
         by_chi = q - adjoint if site_energy else -adjoint
         return self.constant * by_position, self.constant * by_strain, by_chi

@@ -17,7 +17,10 @@ which is the same where waves are orthogonal. Only waves longer than about two d
 and only these matter (exp(-w k^2)), so the sums are done on a coarse mesh.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,8 +32,37 @@ from ..ewald_mesh.op import stencils
 from ..ewald_mesh.parameters import smooth
 from ..ewald_mesh.potential import coordinates
 
+if TYPE_CHECKING:
+    from ..ewald.wave_table import WaveTable
+
 ORDER = 4  # of the B-splines
 REACH = 0.75  # times the radius of the sphere that holds as many waves as there are atoms; the rest is the diagonal's
+
+
+def diagonal(system: System, hardness: Tensor, constant: float) -> tuple[float, Tensor]:
+    """w, and D (N,) in eV/e^2."""
+    a = system.squared_widths
+    width = float(a.max().clamp_min(0.25))
+    own = torch.where(a > 0.0, (math.pi * a.clamp_min(1e-6)).rsqrt(), (math.pi * 0.25 * width) ** -0.5)
+    found = hardness + constant * (own - (math.pi * width) ** -0.5).clamp_min(0.0)
+    return width, found.clamp_min(float(found.mean()))
+
+
+def longest_waves(num_atoms: int, lattice: Tensor) -> float:
+    """k in 1/Å up to which waves are treated as such."""
+    volume = float(torch.linalg.det(lattice).abs())
+    return REACH * (6.0 * math.pi**2 * num_atoms / volume) ** (1.0 / 3.0)
+
+
+def explicit_filter(system: System, waves: WaveTable, width: float, constant: float, load: float) -> Tensor:
+    """h (lines, 2, thirds) times how often each wave vector counts; S = ``load``."""
+    # the weights of the Coulomb sum differ in the width alone, a slab's, too
+    square = (waves.vectors**2).sum(dim=3)
+    g = constant * waves.weights * torch.exp(0.5 * (waves.squared_eta - 2.0 * width) * square) / 2.0
+    reach = longest_waves(len(system.positions), system.lattice()[0])
+    inside = waves.used & (g > 0.0) & (square < reach**2)
+    weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * load)
+    return torch.where(inside, 2.0 / load * (1.0 - weak.sqrt()), 0.0)
 
 
 class Fourier:
@@ -44,20 +76,19 @@ class Fourier:
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
-        a = system.squared_widths
-        width = float(a.max().clamp_min(0.25))
-        own = torch.where(a > 0.0, (math.pi * a.clamp_min(1e-6)).rsqrt(), (math.pi * 0.25 * width) ** -0.5)
-        diagonal = hardness + constant * (own - (math.pi * width) ** -0.5).clamp_min(0.0)
-        diagonal = diagonal.clamp_min(float(diagonal.mean()))
-        self.root = diagonal.rsqrt()
+        width, own = diagonal(system, hardness, constant)
+        self.root = own.rsqrt()
         cell, height = system.lattice()[0], float(system.tables.height[0])
-        volume = float(torch.linalg.det(cell).abs())
-        reach = REACH * (6.0 * math.pi**2 * len(a) / volume) ** (1.0 / 3.0)
+        reach = longest_waves(len(own), cell)
         # half again as fine as the shortest wave asks for, which keeps its aliases small
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cell), dim=0)
         self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
-        self.stencils = stencils(coordinates(system.positions, cell, self.dims), self.dims, ORDER)
-        self.filter = self._filter(cell, width, constant, float((1.0 / diagonal).sum()), reach, height)
+        self.cell, self.filter = cell, self._filter(cell, width, constant, float((1.0 / own).sum()), reach, height)
+        self.move(system.positions)
+
+    def move(self, positions: Tensor) -> None:
+        """Atoms are at ``positions`` (N, 3) now."""
+        self.stencils = stencils(coordinates(positions, self.cell, self.dims), self.dims, ORDER)
 
     def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:
         indices = [index.to(cell.dtype) for index in waves(self.dims, cell.device)]
@@ -90,6 +121,9 @@ class Jacobi:
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
         self.diagonal = hardness + constant * system.self_terms()
+
+    def move(self, positions: Tensor) -> None:
+        """Nothing depends on positions."""
 
     def __call__(self, r: Tensor) -> Tensor:
         return r / self.diagonal

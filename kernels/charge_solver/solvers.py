@@ -9,6 +9,10 @@ and some 8 iterations at J = 0.3 a.u., 16 at 0.05 and 36 at 0.005, whatever n is
 n^3. With 512 atoms of NaCl and wave vectors for 1e-10, one core took 77 ms for the matrix and 0.2 ms for a right-hand
 side, and by iteration 7 ms and 14 ms; inference has two right-hand sides, training four. ``LARGEST_DENSE`` is about
 where they break even. Small structures are solved in one launch, by kernels that are faster than LAPACK to 128 atoms.
+
+On CPUs, where the pair function is at hand as a table, whole iterations run in one launch, too (``together.py``), and
+512 atoms take 0.5 ms a right-hand side in float32. Then matrices are for molecules, and for batches of small cells,
+whose launches would add up: more than ``FEW``.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
 LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
+FEW = 3  # cells
 
 
 def choose(
@@ -49,7 +54,7 @@ def choose(
         method: "batched" kernels, "dense" LAPACK, "iterative" conjugate gradients, or "auto" by size.
         tolerance: bound on the root-mean-square error of the charges, e, for those found by iteration.
         memory: where iterations start from, and what they leave.
-        table: the pair function, if that is known in float32 and is to be good enough.
+        table: the pair function, if that is known, on CPUs; iterations take its precision.
 
     Raises:
         SolverError: the energy of a structure has no minimum; here, or when the solver is called.
@@ -57,7 +62,10 @@ def choose(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; there are {', '.join(METHODS)}")
-    if method == "iterative" or (method == "auto" and system.size > LARGEST_DENSE):
+    large = system.size > LARGEST_DENSE
+    if table is not None and len(system.tables.periodic):
+        large = system.size > LARGEST_SMALL or system.num_structures <= FEW
+    if method == "iterative" or (method == "auto" and large):
         return OneByOne(system, hardness, constant, method, tolerance, memory, table)
     if method == "auto":
         method = "batched" if system.size <= LARGEST_SMALL else "dense"
@@ -76,6 +84,16 @@ class Small:
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
+        self.others = hardness, constant, table
+        self.moved(system)
+
+    def begin(self, memory: Memory | None) -> None:
+        """Nothing is to be remembered: solutions are exact."""
+
+    @torch.no_grad()
+    def moved(self, system: System) -> None:
+        """Atoms have moved, and the table knows."""
+        hardness, constant, table = self.others
         self.system = system
         self.factor = factorise(hessian(system, hardness, constant, table), system.sizes)
 
@@ -90,6 +108,16 @@ class Dense:
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
+        self.others = hardness, constant, table
+        self.moved(system)
+
+    def begin(self, memory: Memory | None) -> None:
+        """Nothing is to be remembered: solutions are exact."""
+
+    @torch.no_grad()
+    def moved(self, system: System) -> None:
+        """Atoms have moved, and the table knows."""
+        hardness, constant, table = self.others
         self.system = system
         ones = system.pad(torch.ones_like(hardness))
         matrix = hessian(system, hardness, constant, table)
@@ -121,18 +149,35 @@ class OneByOne:
         memory: Memory | None = None,
         table: PairTable | None = None,
     ):
-        self.ptr, self.solvers = system.node_ptr.tolist(), []
-        self.memory, self.calls = memory, 0
+        self.ptr, self.solvers, self.waves = system.node_ptr.tolist(), [], {}
+        self.begin(memory)
         for b in range(system.num_structures):
-            own, size = slice(self.ptr[b], self.ptr[b + 1]), self.ptr[b + 1] - self.ptr[b]
-            alone = system.select(b)
+            alone, own = system.select(b), hardness[self.ptr[b] : self.ptr[b + 1]]
             known = None if table is None else table.select(b, alone)
-            if size > LARGEST_DENSE or (method == "iterative" and size):
-                solver = self._named(b, ConjugateGradient, alone, hardness[own], constant, tolerance, known)
-            else:
-                kind = Small if size <= LARGEST_SMALL else Dense
-                solver = self._named(b, kind, alone, hardness[own], constant, known)
-            self.solvers.append(solver)
+            self.solvers.append(self._named(b, self._solver, b, alone, own, constant, method, tolerance, known))
+
+    def _solver(self, b, alone: System, hardness: Tensor, constant: float, method: str, tolerance: float, table):
+        size, in_cell = len(hardness), len(alone.tables.periodic) > 0
+        if table is not None and size and not alone.has_meshes and (in_cell or size > LARGEST_DENSE):
+            from ..ewald.wave_table import WaveTable
+            from .together import Together
+
+            if in_cell:
+                self.waves[b] = WaveTable(alone, table.dtype)
+            return Together(alone, hardness, constant, tolerance, table, self.waves.get(b))
+        if size > LARGEST_DENSE or (method == "iterative" and size):
+            return ConjugateGradient(alone, hardness, constant, tolerance, table)
+        return (Small if size <= LARGEST_SMALL else Dense)(alone, hardness, constant, table)
+
+    def begin(self, memory: Memory | None) -> None:
+        """The solves of a step follow; they start from what ``memory`` tells."""
+        self.memory, self.calls = memory, 0
+
+    @torch.no_grad()
+    def moved(self, system: System) -> None:
+        """Atoms have moved, and the table knows."""
+        for b, solver in enumerate(self.solvers):
+            self._named(b, solver.moved, system.select(b))
 
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
@@ -149,7 +194,7 @@ class OneByOne:
     def _solved(self, b: int, solver: Solver, rhs: Tensor, total: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
         key = b, self.calls
         start = None if self.memory is None else self.memory.guess(key, rhs)
-        if not isinstance(solver, ConjugateGradient):
+        if isinstance(solver, (Small, Dense)):
             return self._named(b, solver, rhs, total)
         solution = self._named(b, solver, rhs, total, start, absolute)
         if self.memory is None:

@@ -84,7 +84,7 @@ def coulomb_matrix(system: System, table: PairTable | None = None) -> Tensor:
     A slab's contains ``slab_constant``.
 
     Args:
-        table: the pair function, if that is known in float32 and is to be good enough.
+        table: the pair function, if that is known, on CPUs; its precision is the matrix'.
     """
     tables, size, places = system.tables, system.size, system.places
     pairs = tables.pairs(system.batch)
@@ -108,7 +108,7 @@ def coulomb_matrix(system: System, table: PairTable | None = None) -> Tensor:
     average = average * (squared_eta - spread[:, :, None] - spread[:, None, :])
     average = torch.where((tables.height > 0.0)[:, None, None], 0.0, average)
     average = average * inside[:, :, None] * inside[:, None, :]
-    far = reciprocal.matrix(system, lattice, None if table is None else torch.float32)
+    far = reciprocal.matrix(system, lattice, None if table is None else table.dtype)
     matrix.index_add_(0, tables.periodic, far - average)
     if system.has_meshes:
         _add_meshes(matrix, system)

@@ -26,6 +26,7 @@ from .system import System
 
 if TYPE_CHECKING:
     from .pair_table import PairTable
+    from .wave_table import WaveTable
 
 CHUNK = 2**16  # numbers of a block of phases, which should stay in the cache
 
@@ -35,16 +36,18 @@ class CoulombForces:
 
     Args:
         system: the structures; their positions may move as long as its tables hold.
-        table: the pair function, if that is known in float32 and is to be good enough; then positions must not move.
+        table: the pair function, if that is known, on CPUs; it must know of positions that have moved.
+        waves: tables of the structures whose waves have been summed before, if all have.
     """
 
     @torch.no_grad()
-    def __init__(self, system: System, table: PairTable | None = None):
+    def __init__(self, system: System, table: PairTable | None = None, waves: dict[int, WaveTable] | None = None):
         self.system, self.diagonal, self.lattice = system, system.self_terms(), system.lattice()
         self.table = table
         self.widths = system.squared_widths if bool(system.squared_widths.any()) else None
         self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
-        self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] else None
+        self.tables = waves or {}
+        self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] and not self.tables else None
 
     @torch.no_grad()
     def __call__(
@@ -87,6 +90,9 @@ class CoulombForces:
             form -= slab_constant(system) * system.sum(q) * system.sum(u)
         if self.waves is not None:
             self._add(*self.waves(positions, q, u, gradient, virial), form, strain)
+        for b, waves in self.tables.items():
+            own = slice(*system.node_ptr[b : b + 2].tolist())
+            form[b] += waves.pull(u[own], q[own], gradient[own], None if strain is None else strain[b])
         for mesh in self.meshes:
             mesh(positions, q, u, form, gradient, strain)
         return form, gradient, strain

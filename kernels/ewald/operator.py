@@ -24,16 +24,14 @@ class CoulombOperator:
 
     Args:
         system: one structure.
-        table: its pair function, if that is known in float32 and is to be good enough.
+        table: its pair function, if that is known, on CPUs.
     """
 
     @torch.no_grad()
     def __init__(self, system: System, table: PairTable | None = None):
         if system.num_structures != 1:
             raise ValueError(f"the operator is that of one structure, got {system.num_structures}")
-        self.pairs, self.table = system.tables.pairs(system.batch), table
-        if table is None:
-            self.values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, self.pairs)
+        self.system, self.pairs, self.table = system, system.tables.pairs(system.batch), table
         self.diagonal = system.self_terms()
         self.far = None
         if len(system.tables.periodic):
@@ -47,6 +45,20 @@ class CoulombOperator:
             self.squared_eta = float(system.tables.inverse_eta[0]) ** -2
             is_slab = bool(system.tables.height[0] > 0.0)
             self.average = 0.0 if is_slab else 2.0 * math.pi / float(torch.linalg.det(lattice[0]).abs())
+
+        self._find_pairs(system.positions)
+
+    @torch.no_grad()
+    def move(self, positions: Tensor) -> None:
+        """Atoms are at ``positions`` (N, 3) now, and the table knows."""
+        self._find_pairs(positions)
+        if self.far is not None:
+            self.far.move(positions)
+
+    def _find_pairs(self, positions: Tensor) -> None:
+        if self.table is None:
+            system = self.system
+            self.values = pair_values(positions, system.squared_widths, system.cell, system.beta, self.pairs)
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:

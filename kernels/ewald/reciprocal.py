@@ -113,15 +113,21 @@ def matrix(system: System, lattice: Tensor, dtype: torch.dtype | None = None) ->
 
 
 class Potential:
-    """q -> sum_j q_j sum_k w(k) cos(k r_ij) for one structure, many times and without derivatives."""
+    """q -> sum_j q_j sum_k w(k) cos(k r_ij) for one structure in a fixed cell, many times and without derivatives."""
 
     @torch.no_grad()
     def __init__(self, system: System, lattice: Tensor):
-        line, third = factors(system, lattice)
-        self.line, self.third = line[0], third[0]
+        self.system, self.lattice = system, lattice
+        self.move(system.positions)
         w = weights(system, lattice)[0]
         # of products of cosines and sines: S(+m) = (cc - ss, sc + cs) and S(-m) = (cc + ss, sc - cs)
         self.sum, self.difference = w[:, 0] + w[:, 1], w[:, 0] - w[:, 1]
+
+    @torch.no_grad()
+    def move(self, positions: Tensor) -> None:
+        """Charges are at ``positions`` (n, 3) now."""
+        line, third = factors(self.system._replace(positions=positions), self.lattice)
+        self.line, self.third = line[0], third[0]
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:

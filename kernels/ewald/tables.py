@@ -28,6 +28,10 @@ SMALLEST_MESH = 300  # atoms; below, no mesh is worth a thought
 # Seconds of energy and forces on one core (see ``ewald_mesh.parameters``): an entry of the pair list, and an atom and
 # wave vector, of which the tables hold half as many again as there are.
 _PAIR, _WAVE = 1.2e-8, 1.8e-9
+# The same in the iterations of ``charge_solver.together``: once, and in each product.
+_TABLE_PAIR, _PRODUCT_PAIR = 1.2e-8, 0.5e-9
+_TABLE_WAVE, _PRODUCT_WAVE = 0.5e-9, 0.1e-9
+_PRODUCT = 5e-4  # seconds of a product by mesh beside what its size asks for: launches, and two of the preconditioner
 
 
 class CoulombTables(NamedTuple):
@@ -110,12 +114,23 @@ def balanced_eta(volume: float, num_atoms: int) -> float:
     return 0.8 * (volume**2 / num_atoms) ** (1.0 / 6.0) / np.sqrt(2.0 * np.pi)
 
 
-def wave_seconds(volume: float, n: int, reach: float, widest: float, eta: float | None) -> float:
-    """Time of energy and forces on one core by a sum over wave vectors."""
-    eta = balanced_eta(volume, n) if eta is None else eta
-    entries = n * (n / volume) * 4.0 / 3.0 * np.pi * (reach * max(eta, widest)) ** 3
+def wave_seconds(volume: float, widths: np.ndarray, reach: float, eta: float, products: int = 0) -> float:
+    """Time on one core of energy and forces by a sum over wave vectors, and of ``products`` by iteration."""
+    n = len(widths)
+    sizes, counts = np.unique(widths, return_counts=True)
+    radii = reach * np.maximum(eta, np.sqrt(sizes[:, None] ** 2 + sizes**2))
+    entries = 4.0 / 3.0 * np.pi / volume * (counts[:, None] * counts * radii**3).sum()
     waves = volume * (reach / eta) ** 3 / (12.0 * np.pi**2)
-    return entries * _PAIR + n * waves * _WAVE
+    if not products:
+        return entries * _PAIR + n * waves * _WAVE
+    each = entries * _PRODUCT_PAIR + n * waves * _PRODUCT_WAVE
+    return entries * _TABLE_PAIR + n * waves * _TABLE_WAVE + products * each
+
+
+def cheapest_eta(volume: float, widths: np.ndarray, reach: float, products: int) -> float:
+    """Splitting width in Å for the least of ``wave_seconds``."""
+    candidates = balanced_eta(volume, len(widths)) * 1.05 ** np.arange(-20, 21)
+    return min(candidates, key=lambda eta: wave_seconds(volume, widths, reach, eta, products))
 
 
 def coulomb_tables(
@@ -127,6 +142,7 @@ def coulomb_tables(
     eta: float | None = None,
     mesh: bool | None = None,
     skin: float = 0.0,
+    products: int = 0,
 ) -> CoulombTables:
     """Tables of one structure.
 
@@ -136,9 +152,11 @@ def coulomb_tables(
         pbc: (3,) bool; none, two or all three directions are periodic.
         widths: (n,) Gaussian widths s_i, Å; zero for a point charge.
         accuracy: relative size at which both sums are cut.
-        eta: splitting width in Å (default: ``balanced_eta``, or what is cheapest with a mesh).
+        eta: splitting width in Å (default: ``balanced_eta``, or what is cheapest with a mesh or many products).
         mesh: whether to use a particle mesh (default: in cells, where it is estimated to be faster).
         skin: Å by which pairs may be farther apart, so that the tables hold until an atom has moved by half of it.
+        products: of the Coulomb matrix with charges at the same positions that are expected, on CPUs; for the choice of
+            ``mesh`` and ``eta``.
 
     Raises:
         ValueError: one periodic direction, or a mesh for something else than a cell.
@@ -157,11 +175,17 @@ def coulomb_tables(
     widest = float(np.sqrt(2.0) * np.max(widths, initial=0.0))
     axes, height = np.arange(3), 0.0
     lattice = np.array(cell, float)
+    if pbc.all() and n:
+        volume = abs(float(np.linalg.det(lattice)))
+        own_eta = eta
+        if eta is None:
+            own_eta = cheapest_eta(volume, widths, reach, products) if products else balanced_eta(volume, n)
     if pbc.all() and (mesh or (mesh is None and n > SMALLEST_MESH)):
         cutoff = None if eta is None else reach * eta
         chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0))
         if mesh is None:
-            mesh = chosen.seconds < wave_seconds(abs(np.linalg.det(lattice)), n, reach, widest, eta)
+            by_mesh = chosen.seconds + products * (chosen.product_seconds + _PRODUCT)
+            mesh = by_mesh < wave_seconds(volume, widths, reach, own_eta, products)
     if not pbc.all():
         axes = np.argsort(~pbc, kind="stable")  # the periodic ones first
         normal = np.cross(*lattice[axes[:2]])
@@ -175,8 +199,8 @@ def coulomb_tables(
         lattice = np.stack([lattice[axes[0]], lattice[axes[1]], 2.0 * height * normal])
     elif mesh:
         eta, reach = chosen.eta, chosen.r_cut / chosen.eta
-    elif eta is None:
-        eta = balanced_eta(abs(np.linalg.det(lattice)), max(n, 1))
+    else:
+        eta = own_eta if n else 1.0
 
     i, j, shift, distance = vesin.NeighborList(cutoff=reach * max(eta, widest) + skin, full_list=True).compute(
         positions, cell, pbc, quantities="ijSd"

@@ -30,6 +30,10 @@ class Team(Emitter):
         """This thread's part of a range."""
         return [self.builder.sdiv(self.mul(count, at), self.end) for at in (self.begin, self.add(self.begin, 1))]
 
+    def every(self, count):
+        """This thread's of ``count`` pieces of work that shrink: every so many."""
+        return self.loop(self.begin, count, self.end)
+
     def barrier(self) -> None:
         """Wait for the others."""
         b = self.builder
@@ -89,16 +93,16 @@ class Team(Emitter):
 class WaveParts(Team):
     """Kernels with tables of ``stride`` atoms a row and ``columns`` columns of coefficients."""
 
-    def structure_factors(self, x, line, third, stride, tiles, blocks, finish: Callable) -> None:
+    def structure_factors(self, x, line, third, stride, tiles, extent, finish: Callable) -> None:
         """``finish(line, m, cc, cs, sc, ss)`` for this thread's share of the lines.
 
         Args:
             x: charges, in the tables' type.
-            tiles, blocks: numbers of tiles of ``LINES`` lines and of ``THIRDS`` third indices.
+            tiles: number of tiles of ``LINES`` lines.
+            extent: (tiles,) how many blocks of ``THIRDS`` third indices the lines of each have.
         """
         rows, columns, lanes = 2 * LINES, 2 * THIRDS, self.lanes
-        begin, end = self.share(tiles)
-        with self.loop(begin, end) as tile, self.loop(0, blocks) as block:
+        with self.every(tiles) as tile, self.loop(0, self.load_int(extent, tile)) as block:
             sums = [self.zeros(columns) for _ in range(rows)]
             with self.loop(0, stride, lanes) as atom:
                 charges = self.load(x, atom, lanes)
@@ -141,7 +145,7 @@ class WaveParts(Team):
 
         return finish
 
-    def potential(self, coefficients, line, third, stride, tiles, blocks, thirds, finish: Callable) -> None:
+    def potential(self, coefficients, line, third, stride, tiles, extent, thirds, finish: Callable) -> None:
         """``finish(first atom, phi)`` for this thread's share of the atoms, a vector at a time."""
         begin, end = self.share(self.builder.sdiv(stride, I64(self.lanes)))
         rest = self.builder.sub(end, self.builder.srem(self.builder.sub(end, begin), I64(VECTORS)))
@@ -152,7 +156,7 @@ class WaveParts(Team):
                 with self.loop(0, tiles) as tile:
                     rows = [self.add(self.mul(tile, 2 * LINES), r) for r in range(2 * LINES)]
                     fields = [self.zeros(vectors) for _ in rows]
-                    with self.loop(0, self.mul(blocks, 2 * THIRDS)) as column:
+                    with self.loop(0, self.mul(self.load_int(extent, tile), 2 * THIRDS)) as column:
                         known = [self._of(third, column, stride, atom) for atom in atoms]
                         for row, field in zip(rows, fields, strict=True):
                             place = self.add(self.mul(row, self.mul(thirds, 2)), column)

@@ -32,7 +32,8 @@ class WaveTable:
         both, apart (L, M): sum and difference of the weights of +m and -m.
         lines (lines, 2), vectors (lines, 2, thirds, 3), weights (lines, 2, thirds): of the wave vectors, float64, and
             used (lines, 2, thirds), whether they count; not padded.
-        sizes: (stride, tiles of lines, blocks of third indices, M).
+        extent: (tiles,) int64, blocks of third indices that the lines of each tile have.
+        sizes: (stride, tiles of lines, M).
     """
 
     def __init__(self, system: System, dtype: torch.dtype):
@@ -52,7 +53,8 @@ class WaveTable:
         tiles, blocks = -(-self.num_lines // LINES), -(-self.num_thirds // THIRDS)
         row = -(-self.num_atoms // ROW)
         stride = ROW * (row + 1 - row % 2)  # an odd multiple: rows begin in different sets of the cache
-        self.sizes = stride, tiles, blocks, blocks * THIRDS
+        self.sizes = stride, tiles, blocks * THIRDS
+        self.extent = self.extent_of(counts)
         self.both, self.apart = self.padded(w[:, 0] + w[:, 1]), self.padded(w[:, 0] - w[:, 1])
         self.line = torch.zeros(2 * LINES * tiles, stride, dtype=dtype)
         self.third = torch.zeros(2 * THIRDS * blocks, stride, dtype=dtype)
@@ -68,17 +70,18 @@ class WaveTable:
 
     def padded(self, values: Tensor) -> Tensor:
         """(lines, thirds) -> (L, M) of the tables' type."""
-        _, tiles, _, thirds = self.sizes
+        _, tiles, thirds = self.sizes
         out = torch.zeros(tiles * LINES, thirds, dtype=self.dtype)
         out[: values.shape[0], : values.shape[1]] = values
         return out
 
-    def row(self, values: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-        """(n,) -> (stride,), zeros beyond the atoms."""
-        out = torch.zeros(self.sizes[0], dtype=dtype)
-        if values is not None:
-            out[: self.num_atoms] = values
-        return out
+    def extent_of(self, weights: Tensor) -> Tensor:
+        """``extent`` of weights (lines, 2, thirds)."""
+        places = torch.arange(1, weights.shape[2] + 1) * (weights != 0.0).any(dim=1)
+        longest = torch.zeros(self.sizes[1] * LINES, dtype=torch.int64)
+        if weights.shape[2]:
+            longest[: len(places)] = places.amax(dim=1)
+        return (longest.view(-1, LINES).amax(dim=1) + THIRDS - 1) // THIRDS
 
     def move(self, positions: Tensor) -> None:
         """Find the phases of atoms at positions (n, 3), Å."""
@@ -92,11 +95,11 @@ class WaveTable:
         work = self.num_atoms * self.num_lines * self.num_thirds
         return max(1, min(torch.get_num_threads(), work // 10_000))
 
-    def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> None:
-        """Add the derivatives of u' A q, charges (n,), by positions to (n, 3), and by strain to (3, 3)."""
+    def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> Tensor:
+        """u' A q of charges (n,); its derivatives by positions are added to (n, 3), and by strain to (3, 3)."""
         if self._pull is None:
             self._pull = _Puller(self)
-        self._pull(u, q, gradient, strain)
+        return self._pull(u, q, gradient, strain)
 
 
 class _Puller:
@@ -104,7 +107,7 @@ class _Puller:
 
     def __init__(self, table: WaveTable):
         self.table, self.num_atoms = table, table.num_atoms
-        stride, tiles, blocks, thirds = table.sizes
+        stride, tiles, thirds = table.sizes
         num_lines, dtype = tiles * LINES, table.dtype
         self.out = torch.empty(3, stride, dtype=torch.float64)
         self.charges = torch.zeros(2, stride, dtype=dtype)
@@ -112,36 +115,40 @@ class _Puller:
         coefficients = torch.zeros(2, num_lines, 4, 2 * thirds, dtype=dtype)
         index = torch.zeros(num_lines, 2, dtype=dtype)
         index[: table.num_lines] = table.lines
-        numbers = torch.tensor([stride, tiles, blocks, thirds])
+        numbers = torch.tensor([stride, tiles, thirds])
         tensors = [self.out, *self.charges, *self.factors, *coefficients, table.line, table.third]
-        tensors += [table.both, table.apart, index, table.inverse.contiguous(), numbers]
+        tensors += [table.both, table.apart, index, table.inverse.contiguous(), table.extent, numbers]
         self.call = Call(_compiled(_Pull, dtype), tensors)
-        self.by_strain = self._by_strain()
+        self.by_all = self._by_all()
 
-    def _by_strain(self) -> Tensor:
-        """(9, 2 L M) of sums over k what multiplies plus and minus, see ``__call__``."""
-        table, (_, tiles, _, thirds) = self.table, self.table.sizes
+    def _by_all(self) -> Tensor:
+        """(10, 2 L M): what the sum and the difference of Re[conj(S_u) S_q] of +m and -m count in u' A q and its
+        derivatives by strain (see ``forces.py``)."""
+        table, (_, tiles, thirds) = self.table, self.table.sizes
         square = (table.vectors**2).sum(dim=3, keepdim=True)
         outer = table.vectors[..., :, None] * table.vectors[..., None, :]
         scale = torch.where(square > 0.0, table.squared_eta + 2.0 / square.clamp_min(1e-300), 0.0)
-        slopes = table.weights[..., None, None] * (scale[..., None] * outer - torch.eye(3, dtype=outer.dtype))
-        slopes = torch.where(table.used[..., None, None], slopes, 0.0)
-        out = slopes.new_zeros(2, tiles * LINES, thirds, 3, 3)
+        by_strain = scale[..., None] * outer - torch.eye(3, dtype=outer.dtype)
+        factors = torch.cat([torch.ones_like(square), by_strain.flatten(-2)], dim=-1) * table.weights[..., None]
+        factors = torch.where(table.used[..., None], factors, 0.0)
+        out = factors.new_zeros(2, tiles * LINES, thirds, 10)
         part = out[:, : table.num_lines, : table.num_thirds]
-        part[0], part[1] = slopes[:, 0] + slopes[:, 1], slopes[:, 0] - slopes[:, 1]
-        return out.view(-1, 9).T.contiguous()
+        part[0], part[1] = factors[:, 0] + factors[:, 1], factors[:, 0] - factors[:, 1]
+        return out.view(-1, 10).T.contiguous()
 
-    def __call__(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> None:
+    def __call__(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> Tensor:
         self.charges[0, : self.num_atoms], self.charges[1, : self.num_atoms] = q, u
         self.call.together(self.table.threads)
         gradient += self.out[:, : self.num_atoms].T
+        first, second = self.factors.double()
+        # with S of +m and -m as in ``wave_parts.py``, half of the sum and of the difference
+        even = (first * second).sum(dim=1)
+        odd = first[:, 1] * second[:, 2] + first[:, 2] * second[:, 1]
+        odd -= first[:, 0] * second[:, 3] + first[:, 3] * second[:, 0]
+        form, *by_strain = self.by_all @ torch.cat([even.flatten(), odd.flatten()])
         if strain is not None:
-            first, second = self.factors.double()
-            # Re[conj(S_u) S_q] of +m and -m are the sum and the difference of these
-            even = (first * second).sum(dim=1)
-            odd = first[:, 1] * second[:, 2] + first[:, 2] * second[:, 1]
-            odd -= first[:, 0] * second[:, 3] + first[:, 3] * second[:, 0]
-            strain += (self.by_strain @ torch.cat([even.flatten(), odd.flatten()])).view(3, 3)
+            strain += torch.stack(by_strain).view(3, 3)
+        return form
 
 
 @cache
@@ -206,10 +213,10 @@ class _Pull(WaveParts):
     NAME = "coulomb_waves_pull"
 
     def __init__(self, bits: int):
-        super().__init__(self.NAME, bits, 14)
+        super().__init__(self.NAME, bits, 15)
         out, q, u, *rest = self.tensors
-        factors, coefficients, (line, third, both, apart, index, inverse, numbers) = rest[:2], rest[2:4], rest[4:]
-        stride, tiles, blocks, thirds = (self.load_int(numbers, k) for k in range(4))
+        factors, coefficients, (line, third, both, apart, index, inverse, extent, numbers) = rest[:2], rest[2:4], rest[4:]
+        stride, tiles, thirds = (self.load_int(numbers, k) for k in range(3))
         b, width = self.builder, self.mul(thirds, 2)
         for x, factor, out_c in zip((q, u), factors, coefficients, strict=True):
 
@@ -226,7 +233,7 @@ class _Pull(WaveParts):
                         for side, value in enumerate(values):
                             b.store(value, self.at(out_c, self.add(at, side)))
 
-            self.structure_factors(x, line, third, stride, tiles, blocks, keep)
+            self.structure_factors(x, line, third, stride, tiles, extent, keep)
         self.barrier()
         begin, end = self.share(b.sdiv(stride, I64(self.lanes)))
         with self.loop(begin, end) as vector:
@@ -235,6 +242,7 @@ class _Pull(WaveParts):
             slopes = self.zeros(3)
             with self.loop(0, self.mul(tiles, LINES)) as number:
                 fields = self.zeros(8)
+                blocks = self.load_int(extent, b.sdiv(number, I64(LINES)))
                 with self.loop(0, self.mul(blocks, 2 * THIRDS)) as column:
                     known = self._of(third, column, stride, atom)
                     for side in range(2):

@@ -13,6 +13,7 @@ from .naive import ORDERS
 # Seconds of energy and forces in float64 on one core (Zen 4, 3 GHz), measured with 110,592 atoms and meshes of 64^3 to
 # 140^3 points, and pairs within 9 Å at the density of NaCl.
 _PAIR = 1.2e-8  # an entry of the pair list; each pair has two
+_PRODUCT_PAIR = 0.5e-9  # the same where its function is known
 _ATOM, _POINT = 1.2e-8, 4.1e-9  # an atom: sorting, and p^2 rows of the stencil, spread and gathered
 _FFT = 7.5e-10  # a mesh point, times log2 of their number, for both transforms
 _MESH = 3e-9  # a mesh point, for what else passes over the mesh
@@ -33,6 +34,7 @@ class Parameters:
         p: order of the B-splines.
         error: estimated error of the forces, relative to ``errors.force_scale``.
         seconds: estimated time of energy and forces on one core.
+        product_seconds: of another product with the same positions.
     """
 
     eta: float
@@ -41,6 +43,7 @@ class Parameters:
     p: int
     error: float
     seconds: float
+    product_seconds: float
 
 
 def choose(
@@ -90,7 +93,8 @@ def choose(
     dims, error = _verified(cell, eta, p, target, num_atoms, sum_q2)
     error = math.hypot(error, real_space_error(cutoff, eta, volume, num_atoms, sum_q2))
     relative = error / force_scale(volume, num_atoms, sum_q2)
-    return Parameters(eta, cutoff, dims, p, relative, _cost(cutoff, dims, p, volume, num_atoms))
+    again = _entries(cutoff, volume, num_atoms) * _PRODUCT_PAIR + _mesh_cost(dims, p, num_atoms)
+    return Parameters(eta, cutoff, dims, p, relative, _cost(cutoff, dims, p, volume, num_atoms), again)
 
 
 def _cutoffs(volume: float, num_atoms: int) -> list[float]:
@@ -107,10 +111,16 @@ def _width(r_cut: float, target: float, volume: float, num_atoms: int, sum_q2: f
 
 def _cost(r_cut: float, dims: tuple[int, int, int], p: int, volume: float, num_atoms: int) -> float:
     """Seconds."""
-    entries = num_atoms * (num_atoms / volume) * 4.0 / 3.0 * math.pi * r_cut**3
+    return _entries(r_cut, volume, num_atoms) * _PAIR + num_atoms * _ATOM + _mesh_cost(dims, p, num_atoms)
+
+
+def _entries(r_cut: float, volume: float, num_atoms: int) -> float:
+    return num_atoms * (num_atoms / volume) * 4.0 / 3.0 * math.pi * r_cut**3
+
+
+def _mesh_cost(dims: tuple[int, int, int], p: int, num_atoms: int) -> float:
     points = math.prod(dims)
-    mesh = points * (_FFT * math.log2(points) + _MESH)
-    return entries * _PAIR + num_atoms * (_ATOM + p**2 * _POINT) + mesh
+    return num_atoms * p**2 * _POINT + points * (_FFT * math.log2(points) + _MESH)
 
 
 @cache

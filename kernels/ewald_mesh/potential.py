@@ -72,7 +72,7 @@ def mesh_potential(
 
 
 class MeshPotential:
-    """q -> phi for fixed positions and cell, many times and without derivatives.
+    """q -> phi for a fixed cell, many times and without derivatives.
 
     The influence function, the mesh coordinates and the order of the atoms are made once.
     """
@@ -82,9 +82,14 @@ class MeshPotential:
         self, positions: Tensor, cell: Tensor, eta: float, dims: tuple[int, int, int], p: int, height: float = 0.0
     ):
         """Arguments as of ``mesh_form``."""
-        self.dims = tuple(dims)
-        self.stencils = stencils(coordinates(positions, cell, dims), self.dims, p)
+        self.cell, self.dims, self.p = cell, tuple(dims), p
         self.influence = fixed_influence(cell, eta, dims, p, height)
+        self.move(positions)
+
+    @torch.no_grad()
+    def move(self, positions: Tensor) -> None:
+        """Charges are at ``positions`` (N, 3) now."""
+        self.stencils = stencils(coordinates(positions, self.cell, self.dims), self.dims, self.p)
 
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:

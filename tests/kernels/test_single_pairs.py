@@ -68,7 +68,8 @@ def test_direct_equilibration(single, site_energy, method, rng, monkeypatch):
     chi, by_charge = (torch.from_numpy(rng.normal(size=n)) for _ in range(2))
     hardness, total = torch.from_numpy(rng.uniform(8.0, 20.0, n)), torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64)
     options = {"method": method, "tolerance": 1e-12}
-    solution = Equilibration(system, chi, hardness, total, K, single=single, **options)
+    solution = Equilibration(system, hardness, K, single=single, **options)
+    solution.solve(chi, total)
     found = solution.charges, solution.energy, *solution.gradients(by_charge, site_energy)
 
     strain = torch.zeros_like(system.cell)
@@ -92,7 +93,7 @@ def test_slabs_are_refused(rng):
     system = random_system(rng, [(4, SLAB)])
     ones = torch.ones(4, dtype=torch.float64)
     with pytest.raises(ValueError, match="slabs need the derivatives of their constant"):
-        Equilibration(system, ones, ones, ones[:1], K)
+        Equilibration(system, ones, K)
 
 
 def test_absolute_tolerance_saves_iterations(rng, monkeypatch):

@@ -1,0 +1,145 @@
+"""Conjugate gradients for one structure of middling size, by explicit sums and in one launch on CPUs.
+
+Pairs and phases of wave vectors are computed once for the positions of the atoms, and an iteration is some products of
+small matrices (``ewald.wave_parts``) between barriers (``together_cpu.py``): no mesh, and no launch an operation. The
+preconditioner is that of ``preconditioner.py`` with its waves summed explicitly, too.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..ewald.pair_table import PairTable
+from ..ewald.system import System
+from ..ewald.wave_parts import LINES
+from ..ewald.wave_table import WaveTable
+from ..native import Call, compiled
+from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
+from .naive import IndefiniteError
+from .preconditioner import diagonal, explicit_filter
+from .together_cpu import CONVERGED, INDEFINITE, NUMBERS, SCALARS, SLOTS, TENSORS, Iterations
+
+
+class Together:
+    """Solves K (q, mu) = (rhs, total) for one structure whose Coulomb sum goes over wave vectors, or none.
+
+    Args:
+        system: one structure, on the CPU.
+        hardness: (n,) J in eV/e^2.
+        constant: k, eV Å.
+        tolerance: see ``conjugate_gradient.ConjugateGradient``.
+        pairs: its pair function.
+        waves: its wave vectors, or None.
+
+    Attributes:
+        reports: one a solve.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        system: System,
+        hardness: Tensor,
+        constant: float,
+        tolerance: float,
+        pairs: PairTable,
+        waves: WaveTable | None,
+    ):
+        n = len(hardness)
+        self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
+        self.pairs, self.waves = pairs, waves
+        row = -(-n // 16)
+        sizes = (16 * (row + 1 - row % 2), 0, 0) if waves is None else waves.sizes
+        stride, tiles, thirds = sizes
+        rows = {name: torch.zeros(stride, dtype=torch.float64) for name in TENSORS[:11]}
+        rows |= {name: torch.zeros(stride, dtype=pairs.dtype) for name in ("x_narrow", "d_narrow")}
+        rows["inside"][:n] = 1.0
+        rows["hardness"][:n] = constant * system.self_terms() + hardness
+        rows["widths"][:n] = system.squared_widths
+        empty = torch.zeros(0, dtype=pairs.dtype)
+        tables = dict.fromkeys(("line", "third", "both", "apart", "near_both", "near_apart", "coefficients"), empty)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        tables |= {"extent": nothing, "near_extent": nothing}
+        average = squared_eta = 0.0
+        if waves is None:
+            rows["root"][:n] = (hardness + constant * system.self_terms()).rsqrt()
+        else:
+            width, own = diagonal(system, hardness, constant)
+            rows["root"][:n] = own.rsqrt()
+            filters = explicit_filter(system, waves, width, constant, float((1.0 / own).sum()))
+            tables |= {name: getattr(waves, name) for name in ("line", "third", "both", "apart", "extent")}
+            extent = waves.extent_of(filters)
+            last = torch.nonzero(extent)[-1:].flatten().tolist()  # the first lines have the long waves
+            tables["near_extent"] = extent[: last[0] + 1] if last else nothing
+            tables["near_both"] = waves.padded(filters[:, 0] + filters[:, 1])
+            tables["near_apart"] = waves.padded(filters[:, 0] - filters[:, 1])
+            tables["coefficients"] = torch.zeros(tiles * LINES, 2, 2 * thirds, dtype=pairs.dtype)
+            squared_eta = waves.squared_eta
+            if not bool(system.tables.height[0] > 0.0):
+                average = 2.0 * math.pi / float(torch.linalg.det(system.lattice()[0]).abs())
+        self.rows, self.threads = rows, torch.get_num_threads()
+        self.numbers = torch.zeros(len(NUMBERS), dtype=torch.int64)
+        self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
+        self.numbers.copy_(torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, 0, MAX_ITERATIONS]))
+        self._set(constant=constant, average=average, squared_eta=squared_eta)
+        tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
+        tensors |= {"sums": torch.zeros(self.threads, SLOTS, dtype=torch.float64)}
+        tensors |= {"numbers": self.numbers, "scalars": self.scalars}
+        self._call = Call(_iterations(pairs.dtype), [tensors[name] for name in TENSORS])
+        self.moved(system)
+
+    def moved(self, system: System) -> None:
+        """Atoms have moved, and the pair table knows."""
+        if self.waves is not None:
+            self.waves.move(system.positions)
+        self._respond()
+
+    def _respond(self) -> None:
+        """The preconditioner's answer to a potential that is the same everywhere."""
+        self.rows["r"].copy_(self.rows["inside"])
+        self.rows["d"].zero_()
+        self._run(is_response=1, has_start=0, target=-1.0, multiplier=0.0)
+
+    def _set(self, **scalars: float) -> None:
+        for name, value in scalars.items():
+            self.scalars[SCALARS.index(name)] = value
+
+    def _run(self, is_response: int, has_start: int, target: float, multiplier: float) -> dict[str, float]:
+        numbers = self.numbers.numpy()
+        numbers[NUMBERS.index("is_response")], numbers[NUMBERS.index("has_start")] = is_response, has_start
+        self._set(target=target, multiplier=multiplier)
+        self._call.together(self.threads)
+        return dict(zip(SCALARS, self.scalars.tolist(), strict=True))
+
+    @torch.no_grad()
+    def __call__(
+        self, rhs: Tensor, total: Tensor, start: Tensor | None = None, absolute: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See ``ConjugateGradient``."""
+        n, rows, charge = self.num_atoms, self.rows, float(total)
+        rows["r"][:n] = rhs
+        d = rows["d"][:n]
+        if start is None:
+            d.fill_(charge / n)
+        else:
+            torch.add(start, (charge - float(start.sum())) / n, out=d)
+        has_start = int(start is not None or charge != 0.0)
+        target = target_of(rhs, total, self.least, self.tolerance, absolute)
+        found = self._run(is_response=0, has_start=has_start, target=target, multiplier=float(rhs.mean()))
+        if found["status"] == INDEFINITE:
+            raise IndefiniteError([0])
+        bound = found["norm"] / self.least / math.sqrt(n)
+        if found["status"] != CONVERGED:
+            raise exhausted(bound, self.tolerance)
+        self.reports.append(Report(int(found["iterations"]), bound))
+        return rows["q"][:n].clone(), self.scalars[SCALARS.index("multiplier")][None].clone()
+
+
+@cache
+def _iterations(dtype: torch.dtype):
+    bits = torch.finfo(dtype).bits
+    return compiled(Iterations.NAME, str(bits), lambda: Iterations(bits).source())

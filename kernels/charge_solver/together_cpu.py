@@ -1,0 +1,296 @@
+"""Conjugate gradients in one launch, for CPUs, in LLVM assembly: threads go through all iterations together.
+
+The algorithm is that of ``conjugate_gradient.py``. Each thread has its share of the atoms, of the rows of the pair list
+and of the lines of wave vectors; what one needs of the others lies behind a barrier. Sums over atoms are added up by
+every thread in the same order, so that all take the same decisions.
+"""
+
+from llvmlite import ir
+
+from ..ewald.wave_parts import DOUBLE, WaveParts
+from ..llvm import I32, I64
+
+SLOTS = 16  # sums of a thread, kept in cache lines of its own
+CONVERGED, INDEFINITE, EXHAUSTED = 0, 1, 2
+NUMBERS = (
+    "stride", "atoms", "tiles", "thirds", "near_tiles", "is_response", "has_start", "limit",
+)  # fmt: skip
+SCALARS = ("constant", "average", "squared_eta", "target", "response", "multiplier", "norm", "iterations", "status")
+TENSORS = (
+    "q", "r", "d", "y", "z", "image", "response", "hardness", "widths", "root", "inside", "x_narrow", "d_narrow",
+    "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart", "extent",
+    "near_extent", "coefficients", "sums", "numbers", "scalars",
+)  # fmt: skip
+
+
+class Iterations(WaveParts):
+    """Solve, or (``is_response``) apply the preconditioner to r and leave the result in ``response``.
+
+    On entry r is the right-hand side, d where to start from if there is a start (else zero), "multiplier" the mean of the
+    right-hand side over the atoms. ``inside`` is one for atoms and zero for the rest of a row.
+    """
+
+    NAME = "charges_together"
+
+    def __init__(self, bits: int):
+        super().__init__(self.NAME, bits, len(TENSORS))
+        self.t = dict(zip(TENSORS, self.tensors, strict=True))
+        self.n = {name: self.load_int(self.t["numbers"], k) for k, name in enumerate(NUMBERS)}
+        self.s = {name: self.scalar(self.t["scalars"], k) for k, name in enumerate(SCALARS[:5])}
+        b, wide = self.builder, ir.VectorType(DOUBLE, self.lanes)
+        self.accumulators = [self.variable(wide) for _ in range(3)]
+        self.multiplier, self.slope = self.variable(DOUBLE), self.variable(DOUBLE)
+        self.count, self.starts, self.status = self.variable(I64), self.variable(I64), self.variable(I64)
+        self.rows = self.share(self.n["atoms"])
+        self.vectors = self.share(b.sdiv(self.n["stride"], I64(self.lanes)))
+
+        b.store(self.scalar(self.t["scalars"], SCALARS.index("multiplier")), self.multiplier)
+        b.store(DOUBLE(1.0), self.slope)
+        b.store(I64(0), self.count)
+        b.store(self.n["has_start"], self.starts)
+        self._begin()
+
+        head, search, step, done = (self.function.append_basic_block(n) for n in ("iterate", "search", "step", "end"))
+        self.done = done
+        b.branch(head)
+        b.position_at_end(head)
+        b.cbranch(b.icmp_signed("!=", b.load(self.starts, typ=I64), I64(0)), step, search)
+        b.position_at_end(search)
+        self._stop_if_converged()
+        self._precondition()
+        self._turn()
+        b.branch(step)
+        b.position_at_end(step)
+        self._step()
+        b.branch(head)
+        b.position_at_end(done)
+        with b.if_then(b.icmp_signed("==", self.begin, I64(0))):
+            self._report("multiplier", b.load(self.multiplier, typ=DOUBLE))
+            self._report("iterations", b.sitofp(b.load(self.count, typ=I64), DOUBLE))
+            self._report("status", b.sitofp(b.load(self.status, typ=I64), DOUBLE))
+
+    # Small things.
+
+    def _report(self, name: str, value) -> None:
+        self.builder.store(value, self.at(self.t["scalars"], SCALARS.index(name), DOUBLE))
+
+    def _own(self):
+        """First atoms of this thread's vectors."""
+        return self.loop(self.mul(self.vectors[0], self.lanes), self.mul(self.vectors[1], self.lanes), self.lanes)
+
+    def _get(self, name, atom):
+        return self.wide(self.t[name], atom)
+
+    def _put(self, name, atom, value) -> None:
+        self.store_wide(value, self.t[name], atom)
+
+    def _clear(self) -> None:
+        for variable in self.accumulators:
+            self.builder.store(self.all_lanes(DOUBLE(0.0)), variable)
+
+    def _add(self, number: int, first, second=None) -> None:
+        """Add lanes, or their products, to one of three sums."""
+        b, variable = self.builder, self.accumulators[number]
+        term = first if second is None else b.fmul(first, second, flags=("contract",))
+        b.store(b.fadd(b.load(variable, typ=variable.allocated_type), term, flags=("contract",)), variable)
+
+    def _tell(self, *slots: int) -> None:
+        """This thread's sums, to the others."""
+        for slot, variable in zip(slots, self.accumulators, strict=False):
+            total = self.reduce(self.builder.load(variable, typ=variable.allocated_type))
+            place = self.add(self.mul(self.begin, SLOTS), slot)
+            self.builder.store(total, self.at(self.t["sums"], place, DOUBLE))
+
+    def _told(self, slot: int):
+        """The sum of all threads."""
+        total, b = self.variable(DOUBLE), self.builder
+        b.store(DOUBLE(0.0), total)
+        with self.loop(0, self.end) as thread:
+            part = self.scalar(self.t["sums"], self.add(self.mul(thread, SLOTS), slot))
+            b.store(b.fadd(b.load(total, typ=DOUBLE), part), total)
+        return b.load(total, typ=DOUBLE)
+
+    def _times(self, scalar, vector):
+        return self.builder.fmul(self.all_lanes(scalar), vector, flags=("contract",))
+
+    def _plus(self, *terms):
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.builder.fadd(total, term, flags=("contract",))
+        return total
+
+    def _minus(self, first, second):
+        return self.builder.fsub(first, second, flags=("contract",))
+
+    def _product(self, first, second):
+        return self.builder.fmul(first, second, flags=("contract",))
+
+    # The parts of an iteration. Slots of sums: 0 to 2 of the preconditioner, 3 and 4 of the direction, 5 and 6 of the
+    # product, 7 of the residual; each is read behind the barrier that follows, and written again behind another.
+
+    def _narrowed_residual(self, atom, r) -> None:
+        root = self._get("root", atom)
+        self.store(self.narrow(self._product(self._product(root, root), r)), self.t["x_narrow"], atom)
+
+    def _begin(self) -> None:
+        """r less its mean, and what the first search or step will ask for."""
+        b = self.builder
+        mean = b.load(self.multiplier, typ=DOUBLE)
+        self._clear()
+        with self._own() as atom:
+            r = self._minus(self._get("r", atom), self._times(mean, self._get("inside", atom)))
+            self._put("r", atom, r)
+            self._put("q", atom, self.all_lanes(DOUBLE(0.0)))
+            self._narrowed_residual(atom, r)
+            d = self._get("d", atom)
+            self.store(self.narrow(d), self.t["d_narrow"], atom)
+            self._add(0, r, r)
+            self._add(1, d)
+            self._add(2, d, self._get("widths", atom))
+        self._tell(7, 3, 4)
+        self.barrier()
+
+    def _leave_if(self, condition, status: int) -> None:
+        b = self.builder
+        leave, stay = self.function.append_basic_block("leave"), self.function.append_basic_block("stay")
+        b.cbranch(condition, leave, stay)
+        b.position_at_end(leave)
+        b.store(I64(status), self.status)
+        b.branch(self.done)
+        b.position_at_end(stay)
+
+    def _stop_if_converged(self) -> None:
+        b = self.builder
+        square = ir.FunctionType(DOUBLE, [DOUBLE])
+        norm = b.call(self._declare("llvm.sqrt.f64", square), [self._told(7)])
+        with b.if_then(b.icmp_signed("==", self.begin, I64(0))):
+            self._report("norm", norm)
+        self._leave_if(b.fcmp_ordered("<=", norm, self.s["target"]), CONVERGED)
+        self._leave_if(b.not_(b.fcmp_ordered("<", norm, DOUBLE(float("inf")))), INDEFINITE)
+        self._leave_if(b.icmp_signed(">=", b.load(self.count, typ=I64), self.n["limit"]), EXHAUSTED)
+        b.store(self.add(b.load(self.count, typ=I64), 1), self.count)
+
+    def _precondition(self) -> None:
+        """z = M^-1 r, see ``preconditioner.py``: y = B D^-1/2 r, z = D^-1/2 B y, with D^-1/2 as ``root``."""
+        t, n = self.t, self.n
+        tables = t["line"], t["third"], n["stride"], n["near_tiles"], t["near_extent"]
+        keep = self.coefficients(t["coefficients"], t["near_both"], t["near_apart"], n["thirds"])
+
+        def first(atom, waves):
+            root = self._get("root", atom)
+            y = self._product(root, self._minus(self._get("r", atom), self.widen(waves)))
+            self._put("y", atom, y)
+            self.store(self.narrow(self._product(root, y)), t["x_narrow"], atom)
+
+        def second(atom, waves):
+            root = self._get("root", atom)
+            z = self._product(root, self._minus(self._get("y", atom), self._product(root, self.widen(waves))))
+            self._put("z", atom, z)
+            self._add(0, z)
+            self._add(1, z, self._get("r", atom))
+            self._add(2, self._get("response", atom), self._get("r", atom))
+
+        for finish in (first, second):
+            self.structure_factors(t["x_narrow"], *tables, keep)
+            self.barrier()
+            self._clear()
+            self.potential(t["coefficients"], *tables, n["thirds"], finish)
+            if finish is second:
+                self._tell(0, 1, 2)
+            self.barrier()
+        with self.builder.if_then(self.builder.icmp_signed("!=", n["is_response"], I64(0))):
+            total = self._told(0)
+            with self._own() as atom:
+                self._put("response", atom, self._get("z", atom))
+            with self.builder.if_then(self.builder.icmp_signed("==", self.begin, I64(0))):
+                self._report("response", total)
+        self._leave_if(self.builder.icmp_signed("!=", n["is_response"], I64(0)), CONVERGED)
+
+    def _turn(self) -> None:
+        """The next direction, without total charge."""
+        b = self.builder
+        shift = b.fdiv(self._told(0), self.s["response"])
+        slope = b.fsub(self._told(1), b.fmul(shift, self._told(2)))
+        is_first = b.icmp_signed("==", b.load(self.count, typ=I64), I64(1))
+        keep = b.select(is_first, DOUBLE(0.0), b.fdiv(slope, b.load(self.slope, typ=DOUBLE)))
+        b.store(slope, self.slope)
+        self._clear()
+        with self._own() as atom:
+            z = self._minus(self._get("z", atom), self._times(shift, self._get("response", atom)))
+            d = self._plus(z, self._times(keep, self._get("d", atom)))
+            self._put("d", atom, d)
+            self.store(self.narrow(d), self.t["d_narrow"], atom)
+            self._add(0, d)
+            self._add(1, d, self._get("widths", atom))
+        self._tell(3, 4)
+        self.barrier()
+
+    def _step(self) -> None:
+        """Go along d: all the way if it is where to start from, else to the minimum."""
+        b, t, n, s = self.builder, self.t, self.n, self.s
+        total, spread = self._told(3), self._told(4)
+        # the term of k = 0, see ``ewald.operator``
+        level = b.fmul(s["average"], b.fsub(spread, b.fmul(s["squared_eta"], total)))
+        by_width = b.fmul(s["average"], total)
+        tables = t["line"], t["third"], n["stride"], n["tiles"], t["extent"]
+        keep = self.coefficients(t["coefficients"], t["both"], t["apart"], n["thirds"])
+        self.structure_factors(t["d_narrow"], *tables, keep)
+        self._pairs()
+        self.barrier()
+        self._clear()
+
+        def finish(atom, waves):
+            far = self._plus(self.widen(waves), self._times(by_width, self._get("widths", atom)), self.all_lanes(level))
+            coulomb = self._times(s["constant"], self._plus(self._get("image", atom), far))
+            d = self._get("d", atom)
+            image = self._plus(coulomb, self._product(self._get("hardness", atom), d))
+            image = self._product(image, self._get("inside", atom))
+            self._put("image", atom, image)
+            self._add(0, image, d)
+            self._add(1, image)
+
+        self.potential(t["coefficients"], *tables, n["thirds"], finish)
+        self._tell(5, 6)
+        self.barrier()
+        curvature = self._told(5)
+        starts = b.icmp_signed("!=", b.load(self.starts, typ=I64), I64(0))
+        self._leave_if(b.not_(b.or_(starts, b.fcmp_ordered(">", curvature, DOUBLE(0.0)))), INDEFINITE)
+        length = b.select(starts, DOUBLE(1.0), b.fdiv(b.load(self.slope, typ=DOUBLE), curvature))
+        b.store(I64(0), self.starts)
+        mean = b.fdiv(self._told(6), b.sitofp(n["atoms"], DOUBLE))
+        b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, mean)), self.multiplier)
+        self._clear()
+        with self._own() as atom:
+            self._put("q", atom, self._plus(self._get("q", atom), self._times(length, self._get("d", atom))))
+            image = self._minus(self._get("image", atom), self._times(mean, self._get("inside", atom)))
+            r = self._minus(self._get("r", atom), self._times(length, image))
+            self._put("r", atom, r)
+            self._narrowed_residual(atom, r)
+            self._add(0, r, r)
+        self._tell(7)
+        self.barrier()
+
+    def _pairs(self) -> None:
+        """image = sum_j f d_j, for this thread's rows."""
+        b, t = self.builder, self.t
+        total = self.variable(self.vector(self.lanes))
+        with self.loop(*self.rows) as i:
+            b.store(self.constant(0.0, self.lanes), total)
+            first, last = self.load_int(t["ptr"], i), self.load_int(t["ptr"], self.add(i, 1))
+            whole = b.sub(last, b.srem(b.sub(last, first), I64(self.lanes)))
+            with self.loop(first, whole, self.lanes) as place:
+                charges = ir.Constant(self.vector(self.lanes), ir.Undefined)
+                for lane in range(self.lanes):
+                    charges = b.insert_element(charges, self._charge(self.add(place, lane)), I32(lane))
+                self.accumulate(total, self.load(t["values"], place, self.lanes), charges)
+            rest = self.variable(self.float)
+            b.store(self.reduce(self.value(total)), rest)
+            with self.loop(whole, last) as place:
+                term = b.fmul(self.load_float(t["values"], place), self._charge(place), flags=("contract",))
+                b.store(b.fadd(b.load(rest, typ=self.float), term, flags=("contract",)), rest)
+            found = b.load(rest, typ=self.float)
+            b.store(found if self.float_bytes == 8 else b.fpext(found, DOUBLE), self.at(t["image"], i, DOUBLE))
+
+    def _charge(self, place):
+        other = self.builder.load(self.at(self.t["neighbour"], place, I32), typ=I32)
+        return self.load_float(self.t["d_narrow"], self.builder.sext(other, I64))
