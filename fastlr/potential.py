@@ -320,7 +320,7 @@ def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings
 def inference_settings(config: ModelConfig) -> CoulombSettings | None:
     """The same, no finer than predictions in the model's float type can tell."""
     settings = coulomb_settings(config, ACCURACY[config.torch_dtype])
-    return None if settings is None else replace(settings, products=PRODUCTS)
+    return None if settings is None else replace(settings, products=PRODUCTS[config.torch_dtype])
 
 
 def single_graph(

@@ -16,7 +16,9 @@ from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
 # for at most: forces are then good to a few 1e-6 eV/Å, which is what float32 can tell.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
 ACCURACY = {torch.float32: 3e-6, torch.float64: 0.0}
-PRODUCTS = 12  # of the Coulomb matrix that the charges and their adjoint take together
+# Products of the Coulomb matrix that the charges and their adjoint take together, which decide how sums are split; in
+# float64 they are split as in training, so that predictions do not differ by what both leave out.
+PRODUCTS = {torch.float32: 12, torch.float64: 0}
 
 
 class Charges:
