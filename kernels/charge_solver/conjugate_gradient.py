@@ -38,8 +38,8 @@ class Report:
 def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> float:
     """The norm of the residual to stop at, given the smallest hardness.
 
-    Unless ``absolute``, the tolerance is relative to how large the solution may be where that is below one: an adjoint is
-    proportional to a loss, which may be small.
+    Unless ``absolute``, the tolerance is relative to how large the solution may be where that is below one: an adjoint
+    is proportional to a loss, which may be small.
     """
     scale = 1.0
     if not absolute:

@@ -26,8 +26,8 @@ TENSORS = (
 class Iterations(WaveParts):
     """Solve, or (``is_response``) apply the preconditioner to r and leave the result in ``response``.
 
-    On entry r is the right-hand side, d where to start from if there is a start (else zero), "multiplier" the mean of the
-    right-hand side over the atoms. ``inside`` is one for atoms and zero for the rest of a row.
+    On entry r is the right-hand side, d where to start from if there is a start (else zero), "multiplier" the mean of
+    the right-hand side over the atoms. ``inside`` is one for atoms and zero for the rest of a row.
     """
 
     NAME = "charges_together"

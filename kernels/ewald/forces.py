@@ -90,9 +90,9 @@ class CoulombForces:
             form -= slab_constant(system) * system.sum(q) * system.sum(u)
         if self.waves is not None:
             self._add(*self.waves(positions, q, u, gradient, virial), form, strain)
-        for b, waves in self.tables.items():
+        for b, table in self.tables.items():
             own = slice(*system.node_ptr[b : b + 2].tolist())
-            form[b] += waves.pull(u[own], q[own], gradient[own], None if strain is None else strain[b])
+            form[b] += table.pull(u[own], q[own], gradient[own], None if strain is None else strain[b])
         for mesh in self.meshes:
             mesh(positions, q, u, form, gradient, strain)
         return form, gradient, strain

@@ -122,7 +122,7 @@ class _Rows(Emitter):
         return self.builder.sext(self.builder.load(self.at(pointer, place, I32), typ=I32), I64)
 
     def vectors_of(self, first, last, body: Callable) -> None:
-        """``body(first place, places, inside)`` for all entries; ``inside`` (lanes) is None where every lane has one."""
+        """``body(first place, places, inside)`` for all; ``inside`` (lanes) is None where every lane has an entry."""
         b = self.builder
         whole = b.sub(last, b.srem(b.sub(last, first), I64(self.lanes)))
         with self.loop(first, whole, self.lanes) as place:
@@ -135,7 +135,7 @@ class _Rows(Emitter):
             body(whole, [self.minimum(self.add(whole, lane), final) for lane in range(self.lanes)], inside)
 
     def columns(self, rows: list, count: int) -> list[Lanes]:
-        """The first ``count`` numbers of each of as many short vectors as there are lanes, as vectors over the lanes."""
+        """The first ``count`` numbers of short vectors, one for each lane, as vectors over the lanes."""
         b = self.builder
 
         def pick(first, second, indices):

@@ -47,7 +47,7 @@ class WaveTable:
         lines, counts, w, in_plane = lines[order], counts[order], w[order], in_plane[order]
         self.num_lines, self.num_thirds = lines.shape[0], counts.shape[2]
         along = torch.arange(self.num_thirds, dtype=w.dtype)[:, None] * self.inverse.T[2]
-        self.vectors = torch.stack([in_plane[:, None] + along, in_plane[:, None] - along], dim=1)  # (lines, 2, thirds, 3)
+        self.vectors = torch.stack([in_plane[:, None] + along, in_plane[:, None] - along], dim=1)
         self.lines, self.used, self.weights = lines, counts > 0.0, w
         self.squared_eta = float(system.tables.inverse_eta[0]) ** -2
         tiles, blocks = -(-self.num_lines // LINES), -(-self.num_thirds // THIRDS)
@@ -215,7 +215,8 @@ class _Pull(WaveParts):
     def __init__(self, bits: int):
         super().__init__(self.NAME, bits, 15)
         out, q, u, *rest = self.tensors
-        factors, coefficients, (line, third, both, apart, index, inverse, extent, numbers) = rest[:2], rest[2:4], rest[4:]
+        factors, coefficients = rest[:2], rest[2:4]
+        line, third, both, apart, index, inverse, extent, numbers = rest[4:]
         stride, tiles, thirds = (self.load_int(numbers, k) for k in range(3))
         b, width = self.builder, self.mul(thirds, 2)
         for x, factor, out_c in zip((q, u), factors, coefficients, strict=True):
