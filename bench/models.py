@@ -7,11 +7,12 @@ from ase import Atoms
 from ase.build import bulk
 
 from fastlr.backends import resolve
+from fastlr.graph import Graph
 from fastlr.models import build_model, parse_config
 from fastlr.models.derivatives import evaluate
 from fastlr.models.tables import tabulate
 from fastlr.parity import relative_rms
-from fastlr.potential import Potential
+from fastlr.potential import Potential, coulomb_settings
 
 from .nequip_peer import nequip_data, nequip_model
 from .timing import alternate
@@ -116,17 +117,16 @@ def training_step(config: dict = NEQUIP_LR, repeat: int = 2, copies: int = 4, se
 
     The gradients are checked to 1e-5 in float32.
     """
-    structures = []
+    graphs, parsed = [], parse_config(config)
     for seed in range(copies):
         atoms = rock_salt(repeat)
         atoms.rattle(0.05, seed=seed)
-        structures.append(atoms)
-    graph = Potential(build_model(parse_config(config)), backend="reference").graph(structures)
+        graphs.append(Graph.single(atoms, parsed.species, parsed.r_max, coulomb_settings(parsed), index=seed))
+    graph = Graph.batch_of(graphs)
     target = torch.randn(graph.num_nodes, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     runs, gradients, table = {}, {}, None
     for name, backend in (("reference", "reference"), ("cpu", "cpu"), ("cpu, no tables", "cpu")):
         torch.manual_seed(0)
-        parsed = parse_config(config)
         model = build_model(parsed, resolve(backend, dtype=parsed.torch_dtype))
         weights = list(model.parameters())
         if name == "cpu":

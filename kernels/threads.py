@@ -15,6 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 _MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_nobody = _MEMBER(lambda _: None)
 _process = os.getpid()
 BARRIER = "fastlr_barrier"  # a function without arguments
 
@@ -104,7 +105,7 @@ def provide_barrier() -> None:
     """Make ``BARRIER`` known to machine code: the threads of ``run_together`` wait for each other in it."""
     team = _team()
     # one thread alone has nobody to wait for, and never calls it
-    llvm.add_symbol(BARRIER, _address(_MEMBER(lambda _: None)) if team is None else team.barrier)
+    llvm.add_symbol(BARRIER, _address(_nobody) if team is None else team.barrier)
 
 
 def _address(function) -> int:

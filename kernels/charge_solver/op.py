@@ -76,18 +76,22 @@ class _Solve(torch.autograd.Function):
         system, solver, constant = ctx.others
         adjoint, grad_total = _Solve.apply(grad_q, grad_multiplier, hardness, *geometry, system, solver, constant)
         grad_hardness = -adjoint * q if wanted(ctx, 2) else None
-        gradients = _partial(adjoint, q, geometry, [wanted(ctx, k) for k in (3, 4, 5)], system, constant)
+        known = [getattr(solver, name, None) for name in ("table", "waves")]
+        gradients = _partial(adjoint, q, geometry, [wanted(ctx, k) for k in (3, 4, 5)], system, constant, known)
         return adjoint, grad_total, grad_hardness, *gradients, None, None, None
 
 
-def _partial(adjoint, q, geometry, needed: list[bool], system: System, constant: float) -> list[Tensor | None]:
-    """Derivatives of -k lambda' A q by positions, squared widths and cell, with the charges held."""
+def _partial(
+    adjoint, q, geometry, needed: list[bool], system: System, constant: float, known: list
+) -> list[Tensor | None]:
+    """Derivatives of -k lambda' A q by positions, squared widths and cell, with the charges held; ``known`` are the
+    tables of pairs and waves that the solver has left."""
     gradients = [None] * 3
     if not any(needed):
         return gradients
     create_graph = torch.is_grad_enabled()
     if not create_graph and not needed[1] and not system.has_slabs:
-        by_position, by_cell = form_gradients(adjoint, q, system, needed[2])
+        by_position, by_cell = form_gradients(adjoint, q, system, needed[2], *known)
         return [-constant * by_position, None, -constant * by_cell if needed[2] else None]
     with torch.enable_grad():
         # charges depend on the geometry, too: through other tensors than these

@@ -37,6 +37,7 @@ METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
 LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
 FEW = 3  # cells
+SINGLE = 1e-6  # e; tolerance at which float32 is good enough for pairs and waves
 
 
 def choose(
@@ -150,6 +151,12 @@ class OneByOne:
         table: PairTable | None = None,
     ):
         self.ptr, self.solvers, self.waves = system.node_ptr.tolist(), [], {}
+        on_cpu = system.positions.device.type == "cpu"
+        if table is None and on_cpu and system.size > LARGEST_DENSE and not system.has_meshes:
+            from ..ewald.pair_table import PairTable
+
+            table = PairTable(system, torch.float32 if tolerance >= SINGLE else torch.float64)
+        self.table = table
         self.begin(memory)
         for b in range(system.num_structures):
             alone, own = system.select(b), hardness[self.ptr[b] : self.ptr[b + 1]]

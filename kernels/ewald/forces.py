@@ -104,10 +104,17 @@ class CoulombForces:
 
 
 @torch.no_grad()
-def form_gradients(u: Tensor, q: Tensor, system: System, by_cell: bool = True) -> tuple[Tensor, Tensor | None]:
+def form_gradients(
+    u: Tensor,
+    q: Tensor,
+    system: System,
+    by_cell: bool = True,
+    table: PairTable | None = None,
+    waves: dict[int, WaveTable] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Derivatives of ``coulomb_form`` by positions (N, 3) and, if asked for, by cells at fixed positions (B, 3, 3); not
-    for slabs."""
-    _, gradient, strain = CoulombForces(system)(system.positions, q, u, virial=by_cell)
+    for slabs. ``table`` and ``waves`` as of ``CoulombForces``."""
+    _, gradient, strain = CoulombForces(system, table, waves)(system.positions, q, u, virial=by_cell)
     if not by_cell:
         return gradient, None
     rest = strain.index_add(0, system.batch, system.positions[:, :, None] * gradient[:, None, :], alpha=-1.0)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from ..llvm import I32, I64, Emitter, Lanes, NarrowOperations, Operations
-from ..native import Call, compiled, shares
+from ..native import Call, compiled, launch, shares
 from . import formulas
 from .system import System
 
@@ -93,15 +93,11 @@ class PairTable:
 
 def _images(shift: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Lattice vectors (B, S, 4), the last of four zero, and for each entry which of them is its own (P,) int32."""
-    if not len(shift):
-        return shift.new_empty(0, dtype=torch.int32), cell.new_zeros(len(cell), 1, 4)
-    lowest = shift.amin(dim=0).to(torch.int32)
-    counts = shift.amax(dim=0).to(torch.int32) - lowest + 1
-    steps = torch.stack([counts[1] * counts[2], counts[2], counts.new_tensor(1)])
-    image = sum(shift[:, axis].to(torch.int32).sub_(lowest[axis]).mul_(steps[axis]) for axis in range(3))
-    ranges = [torch.arange(int(n), dtype=cell.dtype) + int(first) for n, first in zip(counts, lowest, strict=True)]
-    whole = torch.cartesian_prod(*ranges)
-    return image, torch.nn.functional.pad(whole @ cell, (0, 1))
+    most = int(shift.abs().max()) if len(shift) else 0
+    width, image = 2 * most + 1, torch.empty(len(shift), dtype=torch.int32)
+    launch(_kernel(_Images, torch.float32), [image, shift, torch.tensor([most, width])], len(shift), minimum_work=65536)
+    whole = torch.arange(-most, most + 1, dtype=cell.dtype)
+    return image, torch.nn.functional.pad(torch.cartesian_prod(whole, whole, whole) @ cell, (0, 1))
 
 
 @cache
@@ -161,6 +157,24 @@ class _Rows(Emitter):
         """A double in all lanes."""
         value = scalar if self.float_bytes == 8 else self.builder.fptrunc(scalar, self.float)
         return Lanes(self, self.splat(value, self.lanes))
+
+
+class _Images(Emitter):
+    """Numbers of the shifts (n1, n2, n3) of entries among all whose numbers are not larger than ``most``."""
+
+    NAME = "coulomb_images"
+
+    def __init__(self, bits: int):
+        super().__init__(self.NAME, bits, 3)
+        out, shift, numbers = self.tensors
+        most, width = (self.load_int(numbers, k) for k in range(2))
+        b, byte = self.builder, ir.IntType(8)
+        with self.loop(self.begin, self.end) as place:
+            number = I64(0)
+            for axis in range(3):
+                n = b.load(self.at(shift, self.add(self.mul(place, 3), axis), byte), typ=byte)
+                number = self.add(self.mul(number, width), self.add(b.sext(n, I64), most))
+            b.store(b.trunc(number, I32), self.at(out, place, I32))
 
 
 class _Fill(_Rows):
