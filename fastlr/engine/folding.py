@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from fastlr.kernels.irreps_linear.layout import Layout
 from fastlr.kernels.irreps_linear.naive import apply
-from fastlr.kernels.message_passing.shape import GateLayout, LayerShape
+from fastlr.kernels.message_passing.shape import LayerShape
 from fastlr.nn.edge_embedding import EdgeEmbedding
-from fastlr.nn.gate import Gate
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import Linear, SelfConnection
 from fastlr.nn.mlp import ScalarMLP
@@ -86,7 +85,7 @@ def _fold(layer: InteractionLayer, embedding, num_intervals, types, norm, dtype,
     shape = LayerShape(
         layer.program,
         Layout.from_key(layer.linear_2.layout),
-        gate_layout(layer.gate),
+        layer.gate.layout,
         connection and Layout.from_key(connection.layout),
         num_own,
         by_species,
@@ -128,22 +127,6 @@ def both_ways(weights: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tens
         square = part.unflatten(-1, (block.mul_in, block.mul_out))
         backward[..., own] = square.transpose(-1, -2).flatten(-2)
     return forward.to(dtype).contiguous(), backward.to(dtype).contiguous()
-
-
-def gate_layout(gate: Gate) -> GateLayout:
-    """Columns of a gate."""
-    start = {ir: part.start for part, (_, ir) in zip(gate.irreps_in.slices(), gate.irreps_in, strict=True)}
-    scalars, gated, out, even = [], [], 0, 0
-    for mul, ir in gate.scalars:
-        scalars.append((start[ir], out, mul, ir.p == -1))
-        out += mul
-        even += mul if ir.p == 1 else 0
-    gates = even + next((first for ir, first in start.items() if ir.l == 0 and ir.p == 1), 0)
-    for mul, ir in gate.gated:
-        gated.append((gates, start[ir], out, ir.dim, mul))
-        gates += mul
-        out += ir.dim * mul
-    return GateLayout(gate.irreps_in.dim, gate.irreps_out.dim, tuple(scalars), tuple(gated))
 
 
 class Readout:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastlr.errors import ConfigError
-from fastlr.kernels.message_passing.shape import SILU_SCALE, TANH_SCALE
+from fastlr.kernels.gate.layout import SILU_SCALE, TANH_SCALE
 from fastlr.models import NequIPConfig, build_model
 from fastlr.models.nequip import hidden_irreps, scalar_irreps
 from fastlr.potential import Potential

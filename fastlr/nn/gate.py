@@ -1,12 +1,12 @@
 """The gate nonlinearity: scalars pass an activation, other irreps are scaled by activated scalars."""
 
-import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fastlr.kernels.message_passing.shape import SILU_SCALE, TANH_SCALE
+from fastlr.kernels.gate.layout import GateLayout
+from fastlr.kernels.gate.op import gate
 
-from .linear import split, unique_irreps
+from .linear import unique_irreps
 
 
 class Gate(nn.Module):
@@ -27,19 +27,22 @@ class Gate(nn.Module):
         self.irreps_out = unique_irreps(self.scalars + self.gated)
         gates = Irreps([(mul, "0e") for mul, _ in self.gated])
         self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort().irreps)
+        self.layout = self._layout()
+
+    def _layout(self) -> GateLayout:
+        start = {ir: part.start for part, (_, ir) in zip(self.irreps_in.slices(), self.irreps_in, strict=True)}
+        scalars, gated, out, even = [], [], 0, 0
+        for mul, ir in self.scalars:
+            scalars.append((start[ir], out, mul, ir.p == -1))
+            out += mul
+            even += mul if ir.p == 1 else 0
+        gates = even + next((first for ir, first in start.items() if ir.l == 0 and ir.p == 1), 0)
+        for mul, ir in self.gated:
+            gated.append((gates, start[ir], out, ir.dim, mul))
+            gates += mul
+            out += ir.dim * mul
+        return GateLayout(self.irreps_in.dim, self.irreps_out.dim, tuple(scalars), tuple(gated))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        parts = {ir: part for (_, ir), part in zip(self.irreps_in, split(x, self.irreps_in), strict=True)}
-        even = Irreps("0e")[0].ir
-        out = []
-        if even in parts:  # silu serves even scalars and gates alike
-            number = sum(mul for mul, ir in self.scalars if ir == even)
-            sizes = [number, *(mul for mul, _ in self.gated)]
-            scalars, *gates = (torch.nn.functional.silu(parts[even]) * SILU_SCALE).split(sizes, dim=1)
-        for _, ir in self.scalars:
-            out.append(scalars if ir == even else torch.tanh(parts[ir]) * TANH_SCALE)
-        for number, (mul, ir) in enumerate(self.gated):
-            block = parts[ir].reshape(-1, ir.dim, mul)
-            out.append((block * gates[number][:, None, :]).view(-1, ir.dim * mul))
-        return torch.cat(out, dim=1)
+        return gate(x, self.layout.key)

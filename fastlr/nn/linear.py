@@ -80,7 +80,7 @@ class SelfConnection(nn.Module):
         self.irreps_in, self.irreps_out = unique_irreps(irreps_in), unique_irreps(irreps_out)
         self.num_attributes = num_attributes
         layout = Layout.of(self.irreps_in, self.irreps_out)
-        self.layout, self.names = layout.key, _names(self)
+        self.layout, self.names, self._sums = layout.key, _names(self), {}
         self.weights = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.randn(block.mul_in, num_attributes, block.mul_out))
@@ -91,9 +91,8 @@ class SelfConnection(nn.Module):
     def forward(self, x: Tensor, attributes: NodeAttributes) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
         table, species, own = attributes
-        z = x.new_zeros(x.shape[0], self.irreps_out.dim)
         if not self.weights:
-            return z
+            return x.new_zeros(x.shape[0], self.irreps_out.dim)
         # one matrix an attribute, for all irreps side by side
         matrices = torch.cat([self.weights[name].transpose(0, 1).flatten(1) for name in self.names], dim=1)
         matrices = matrices * (1.0 / sqrt(self.num_attributes))
@@ -101,14 +100,19 @@ class SelfConnection(nn.Module):
         if num_species <= features:  # fewer matrices if made for each species
             mixed = table @ matrices[:features]
             shares = torch.nn.functional.one_hot(species, num_species).to(x.dtype)
+            if own is not None:
+                mixed, shares = torch.cat([mixed, matrices[features:]]), torch.cat([shares, own], dim=1)
         else:
-            mixed, shares = matrices[:features], table.index_select(0, species)
-        for share, matrix in zip(shares.unbind(1), mixed.unbind(0), strict=True):
-            z = z + share[:, None] * irreps_linear(x, matrix, self.layout, False)
-        if own is not None:
-            for share, matrix in zip(own.unbind(1), matrices[features:].unbind(0), strict=True):
-                z = z + share[:, None] * irreps_linear(x, matrix, self.layout, False)
-        return z
+            mixed, shares = matrices, attributes.dense()
+        # the sum of all of them is one map of as many multiples of x
+        multiples = (shares[:, :, None] * x[:, None, :]).flatten(1)
+        return irreps_linear(multiples, mixed.flatten(), self._sum_of(mixed.shape[0]), False)
+
+    def _sum_of(self, copies: int) -> str:
+        """The layout of so many maps side by side."""
+        if copies not in self._sums:
+            self._sums[copies] = Layout.from_key(self.layout).side_by_side(copies).key
+        return self._sums[copies]
 
 
 def _names(module) -> list[str]:

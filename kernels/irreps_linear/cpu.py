@@ -77,17 +77,20 @@ class _Apply(Emitter):
         scales = {block.weight: block.scale for block in layout.blocks}
         layout = layout.transposed() if transposed else layout
         self.zero_others(layout)
+        groups = {}  # of blocks that are added up
         for block in layout.blocks:
-            atoms = max(1, ROWS // block.dim)
+            groups.setdefault(block.start_out, []).append(block)
+        for blocks in groups.values():
+            atoms, block = max(1, ROWS // blocks[0].dim), blocks[0]
             with self.loop(self.begin, self.end, atoms) as first:
                 final = self.add(self.end, -1)
                 rows = [self.minimum(self.add(first, number), final) for number in range(atoms)]
-                places_in = [self.add(self.mul(row, layout.dim_in), block.start_in) for row in rows]
+                places_in = [self.mul(row, layout.dim_in) for row in rows]
                 places_out = [self.add(self.mul(row, layout.dim_out), block.start_out) for row in rows]
                 for start, pieces, vectors in _pieces(block.mul_out, self.lanes):
                     with self.loop(0, pieces) as piece:
                         column = self.add(start, self.mul(piece, len(vectors) * vectors[0][1]))
-                        self.piece(block, column, vectors, places_in, places_out, scales[block.weight])
+                        self.piece(blocks, column, vectors, places_in, places_out, scales[block.weight])
 
     def zero_others(self, layout: Layout) -> None:
         """Columns that no block writes."""
@@ -102,22 +105,23 @@ class _Apply(Emitter):
                         place = self.at(out, self.add(self.mul(n, layout.dim_out), column))
                         self.builder.store(ir.Constant(self.float, 0.0), place)
 
-    def piece(self, block: Block, column, vectors, places_in, places_out, scale: float) -> None:
+    def piece(self, blocks: list[Block], column, vectors, places_in, places_out, scale: float) -> None:
         out, x, weights = self.tensors
-        sums = {}
+        sums, block = {}, blocks[0]
         for number in range(len(places_in)):
             for k in range(block.dim):
                 for v, (_, width, _) in enumerate(vectors):
                     sums[number, k, v] = self.variable(self.vector(width))
                     self.builder.store(self.constant(0.0, width), sums[number, k, v])
-        with self.loop(0, block.mul_in) as u:
-            row = self.add(self.add(self.mul(u, block.mul_out), block.weight), column)
-            columns = [self.load(weights, self.add(row, offset), width, used) for offset, width, used in vectors]
-            for number, place in enumerate(places_in):
-                for k in range(block.dim):
-                    value = self.load_float(x, self.add(self.add(place, k * block.mul_in), u))
-                    for v, (_, width, _) in enumerate(vectors):
-                        self.accumulate(sums[number, k, v], columns[v], self.splat(value, width))
+        for block in blocks:
+            with self.loop(0, block.mul_in) as u:
+                row = self.add(self.add(self.mul(u, block.mul_out), block.weight), column)
+                columns = [self.load(weights, self.add(row, offset), width, used) for offset, width, used in vectors]
+                for number, place in enumerate(places_in):
+                    for k in range(block.dim):
+                        value = self.load_float(x, self.add(self.add(place, block.start_in + k * block.mul_in), u))
+                        for v, (_, width, _) in enumerate(vectors):
+                            self.accumulate(sums[number, k, v], columns[v], self.splat(value, width))
         for (number, k, v), variable in sums.items():
             offset, width, used = vectors[v]
             place = self.add(self.add(places_out[number], k * block.mul_out + offset), column)

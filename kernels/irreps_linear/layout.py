@@ -1,7 +1,7 @@
 """Which columns and weights belong to each irrep of a linear map."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
 
@@ -38,7 +38,8 @@ class Layout:
 
     Attributes:
         dim_in, dim_out: columns.
-        blocks: what is mapped; output columns of other irreps are zero.
+        blocks: what is mapped, in the order of the weights; output columns of other irreps are zero, and what several
+            blocks map to the same columns is added up.
     """
 
     dim_in: int
@@ -72,6 +73,15 @@ class Layout:
                 blocks.append(Block(ir.dim, mul_in, mul, start, part.start, weight))
                 weight += mul_in * mul
         return Layout(irreps_in.dim, irreps_out.dim, tuple(blocks))
+
+    def side_by_side(self, copies: int) -> "Layout":
+        """The sum of maps of as many inputs, which stand side by side; each has weights of its own."""
+        blocks = (
+            replace(b, start_in=b.start_in + k * self.dim_in, weight=b.weight + k * self.num_weights)
+            for k in range(copies)
+            for b in self.blocks
+        )
+        return Layout(copies * self.dim_in, self.dim_out, tuple(blocks))
 
     def transposed(self) -> "Layout":
         """The map back, with the weights of each block transposed in place; its scales are those of this map."""

@@ -17,7 +17,7 @@ def apply(x: Tensor, weights: Tensor, layout: Layout, transposed: bool = False) 
         (start, mul), (start_out, mul_out) = reversed(sides) if transposed else sides
         rows = x[:, start : start + block.dim * mul].reshape(-1, mul)
         values = rows @ (matrix.T if transposed else matrix) * block.scale
-        out[:, start_out : start_out + block.dim * mul_out] = values.view(-1, block.dim * mul_out)
+        out[:, start_out : start_out + block.dim * mul_out] += values.view(-1, block.dim * mul_out)
     return out
 
 

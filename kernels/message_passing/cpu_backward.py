@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from ..gate.cpu_parts import gate_backward
 from ..llvm import Emitter, chunk_plan
 from ..radial_table.naive import ROWS
 from ..tensor_product.program import Contraction
@@ -47,7 +48,7 @@ class Backward(Emitter):
                 node = self.add(first, i)
                 row, saved = self.at(y_tile, self.mul(i, y_dim)), self.at(y, self.mul(node, y_dim))
                 given = self.at(gradient, self.mul(node, shape.gate.dim_out))
-                cpu_parts.gate_backward(self, shape.gate, saved, given, row)
+                gate_backward(self, shape.gate, saved, given, row)
                 if shape.connection is not None:
                     out = self.at(x_gradient, self.mul(node, x_dim))
                     self.connect(node, row, out, x, species, own, connections, own_connections, own_gradient, x_row)

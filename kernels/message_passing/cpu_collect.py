@@ -1,5 +1,6 @@
 """The linear map in front of a convolution for CPUs, forwards and, with all copies of a row added up, backwards."""
 
+from ..gate.cpu_parts import vectors
 from ..irreps_linear.layout import Layout
 from ..llvm import Emitter
 from . import cpu_parts
@@ -28,7 +29,7 @@ class Mix(Emitter):
                 node, row = self.add(first, i), self.at(tile, self.mul(i, layout.dim_out))
                 factor = self.load_float(factors, node)
                 target = self.at(out, self.mul(node, layout.dim_out))
-                for column, width, used in cpu_parts.vectors(self, layout.dim_out):
+                for column, width, used in vectors(self, layout.dim_out):
                     value = self.builder.fmul(self.load(row, column, width, used), self.splat(factor, width))
                     self.store(value, target, column, used)
 
@@ -67,7 +68,7 @@ class Collect(Emitter):
 
     def add_row(self, source, target, columns: int, factor) -> None:
         """target += factor * source"""
-        for column, width, used in cpu_parts.vectors(self, columns):
+        for column, width, used in vectors(self, columns):
             value, before = self.load(source, column, width, used), self.load(target, column, width, used)
             if factor is None:
                 total = self.builder.fadd(value, before)

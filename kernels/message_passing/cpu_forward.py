@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from ..gate.cpu_parts import gate, vectors
 from ..llvm import Emitter, chunk_plan
 from ..radial_table.naive import ROWS
 from ..tensor_product.program import Contraction
@@ -57,9 +58,9 @@ class Forward(Emitter):
                         matrix = self.at(own_connections, f * size)
                         cpu_parts.linear(self, shape.connection, matrix, [(x_row, row)], True, share)
                 saved = self.at(y, self.mul(node, y_dim))
-                for column, width, used in cpu_parts.vectors(self, y_dim):
+                for column, width, used in vectors(self, y_dim):
                     self.store(self.load(row, column, width, used), saved, column, used)
-                cpu_parts.gate(self, shape.gate, row, self.at(out, self.mul(node, shape.gate.dim_out)))
+                gate(self, shape.gate, row, self.at(out, self.mul(node, shape.gate.dim_out)))
 
     def convolve(self, first, count, z) -> None:
         """Add the messages of some edges of a node to its row z."""
@@ -69,8 +70,8 @@ class Forward(Emitter):
         row_dim = program.irreps_in.dim
         self.tile.fill(first, count, source, harmonics, place, interval, species=species, row_dim=row_dim)
         for group in groups(program.contractions()):
-            for start, vectors, width, used in chunk_plan(group[0].mul, self.lanes):
-                with self.loop(0, vectors) as chunk:
+            for start, chunks, width, used in chunk_plan(group[0].mul, self.lanes):
+                with self.loop(0, chunks) as chunk:
                     self.group(group, z, self.add(start, self.mul(chunk, width)), width, used, count)
 
     def group(self, paths: list[Contraction], z, channel, width: int, used: int, count) -> None:

@@ -1,12 +1,12 @@
-"""Parts of layer kernels in LLVM assembly: tiles of edges, linear maps of a few rows, activations."""
+"""Parts of layer kernels in LLVM assembly: tiles of edges, linear maps of a few rows."""
 
 from collections.abc import Sequence
 
+from ..gate.cpu_parts import vectors
 from ..irreps_linear.layout import Layout
-from ..llvm import I64, Emitter, chunk_plan, exponential
+from ..llvm import I64, Emitter, chunk_plan
 from ..radial_table.naive import ROWS, polynomials
 from ..tensor_product.program import Program
-from .shape import SILU_SCALE, TANH_SCALE, GateLayout
 
 TILE = 16  # edges that are made ready together, one a lane
 
@@ -137,9 +137,9 @@ def linear(
     for block in layout.blocks:
         for group in _groups(rows, max(1, most // block.dim)):
             count = len(group) * block.dim
-            for start, vectors, width, used in chunk_plan(block.mul_out, e.lanes):
-                together = max(1, min(vectors, 2 * most // count))
-                whole, rest = divmod(vectors, together)
+            for start, chunks, width, used in chunk_plan(block.mul_out, e.lanes):
+                together = max(1, min(chunks, 2 * most // count))
+                whole, rest = divmod(chunks, together)
                 for first, pieces, number in ((0, whole, together), (whole * together, 1 if rest else 0, rest)):
                     if not pieces:
                         continue
@@ -177,68 +177,3 @@ def _piece(e: Emitter, block, weights, rows, column, parts, accumulate: bool, fa
         if accumulate:
             value = e.builder.fadd(value, e.load(out, place, width, used))
         e.store(value, out, place, used)
-
-
-def activation(e: Emitter, x, odd: bool, slope: bool = False):
-    """Scaled silu (tanh if ``odd``) of a vector, or its derivative."""
-    b, width = e.builder, x.type.count
-    one = e.constant(1.0, width)
-    size = e.intrinsic("fabs", x)
-    negative = b.fcmp_ordered("<", x, e.constant(0.0, width))
-    if odd:
-        change = exponential(e, b.fmul(size, e.constant(-2.0, width)), less_one=True)
-        value = b.fdiv(b.fneg(change), b.fadd(change, e.constant(2.0, width)))
-        if slope:
-            value = b.fsub(one, b.fmul(value, value))
-        else:
-            value = b.select(negative, b.fneg(value), value)
-    else:
-        small = exponential(e, b.fneg(size))
-        share = b.fdiv(one, b.fadd(one, small))
-        logistic = b.select(negative, b.fmul(small, share), share)
-        value = b.fmul(x, logistic)
-        if slope:  # s + x s (1 - s)
-            value = e.fma(value, b.select(negative, share, b.fmul(small, share)), logistic)
-    return b.fmul(value, e.constant(TANH_SCALE if odd else SILU_SCALE, width))
-
-
-def gate(e: Emitter, layout: GateLayout, y, out) -> None:
-    """out = gate(y) for one row."""
-    for start_in, start_out, mul, odd in layout.scalars:
-        for column, width, used in vectors(e, mul):
-            value = e.load(y, e.add(column, start_in), width, used)
-            e.store(activation(e, value, odd), out, e.add(column, start_out), used)
-    for gates, start_in, start_out, dim, mul in layout.gated:
-        for column, width, used in vectors(e, mul):
-            factor = activation(e, e.load(y, e.add(column, gates), width, used), False)
-            for k in range(dim):
-                value = e.load(y, e.add(column, start_in + k * mul), width, used)
-                e.store(e.builder.fmul(factor, value), out, e.add(column, start_out + k * mul), used)
-
-
-def gate_backward(e: Emitter, layout: GateLayout, y, gradient, out) -> None:
-    """out = the gradient by y, from that by gate(y), for one row."""
-    b = e.builder
-    for start_in, start_out, mul, odd in layout.scalars:
-        for column, width, used in vectors(e, mul):
-            slope = activation(e, e.load(y, e.add(column, start_in), width, used), odd, slope=True)
-            value = e.load(gradient, e.add(column, start_out), width, used)
-            e.store(b.fmul(slope, value), out, e.add(column, start_in), used)
-    for gates, start_in, start_out, dim, mul in layout.gated:
-        for column, width, used in vectors(e, mul):
-            argument = e.load(y, e.add(column, gates), width, used)
-            factor, slope = activation(e, argument, False), activation(e, argument, False, slope=True)
-            total = None
-            for k in range(dim):
-                value = e.load(y, e.add(column, start_in + k * mul), width, used)
-                g = e.load(gradient, e.add(column, start_out + k * mul), width, used)
-                total = e.fma(value, g, total)
-                e.store(b.fmul(factor, g), out, e.add(column, start_in + k * mul), used)
-            e.store(b.fmul(slope, total), out, e.add(column, gates), used)
-
-
-def vectors(e: Emitter, mul: int):
-    """Loops over ``mul`` columns: (first column, lanes, lanes in use), inside the loop."""
-    for start, count, width, used in chunk_plan(mul, e.lanes):
-        with e.loop(0, count) as chunk:
-            yield e.add(start, e.mul(chunk, width)), width, used

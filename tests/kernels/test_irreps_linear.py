@@ -54,6 +54,28 @@ def test_transposed_is_the_adjoint(irreps):
     assert torch.allclose(backward, naive.apply(g, weights, layout, transposed=True), rtol=0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_maps_side_by_side(copies, dtype):
+    """Add up; derivatives to second order, and with atoms and channels that fill no vector."""
+    one = Layout.of(*map(Irreps, MAPS["unequal"]))
+    layout = one.side_by_side(copies)
+    assert Layout.from_key(layout.key) == layout
+    shapes = ((11, layout.dim_in), (layout.num_weights,), (11, layout.dim_out))
+    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
+
+    def apart(x, weights):
+        parts = zip(x.chunk(copies, dim=1), weights.chunk(copies), strict=True)
+        return sum(naive.apply(part, own, one) for part, own in parts)
+
+    found = derivatives(lambda x, w: op.irreps_linear(x, w, layout.key, False), tensors, probes)
+    expected = derivatives(apart, *([tensor.double() for tensor in group] for group in (tensors, probes)))
+    for number, (value, reference) in enumerate(zip(found, expected, strict=True)):
+        error = torch.linalg.vector_norm(value.double() - reference)
+        assert error <= TOLERANCE[dtype] * torch.linalg.vector_norm(reference), number
+
+
 def test_no_atoms():
     layout = Layout.of(Irreps("3x0e+2x1o"), Irreps("4x0e+5x1o"))
     x = torch.zeros(0, layout.dim_in, requires_grad=True)
