@@ -91,11 +91,16 @@ def coulomb_matrix(system: System, table: PairTable | None = None) -> Tensor:
     if table is None:
         values = pair_values(system.positions, system.squared_widths, system.cell, system.beta, pairs)
     else:
-        values = table.entries()
-    rows = torch.repeat_interleave(places, pairs.ptr[1:] - pairs.ptr[:-1], output_size=len(values))
-    columns = places.index_select(0, pairs.neighbour) - system.batch.index_select(0, pairs.neighbour) * size
-    matrix = values.new_zeros(system.num_structures * size * size)
-    matrix.index_add_(0, rows * size + columns, values)
+        values = table.values
+    matrix = system.positions.new_zeros(system.num_structures * size * size)
+    if matrix.device.type == "cpu":
+        from .matrix_cpu import add_pairs
+
+        add_pairs(matrix, values, pairs, places, size)
+    else:
+        rows = torch.repeat_interleave(places, pairs.ptr[1:] - pairs.ptr[:-1], output_size=len(values))
+        columns = places.index_select(0, pairs.neighbour) - system.batch.index_select(0, pairs.neighbour) * size
+        matrix.index_add_(0, rows * size + columns, values)
     matrix.index_add_(0, places * size + places % max(size, 1), system.self_terms())
     matrix = matrix.view(system.num_structures, size, size)
     if not len(tables.periodic):

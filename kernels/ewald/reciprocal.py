@@ -99,6 +99,11 @@ def matrix(system: System, lattice: Tensor, dtype: torch.dtype | None = None) ->
     Args:
         dtype: of the products (default: that of the positions); phases are found before they are rounded.
     """
+    if lattice.device.type == "cpu":
+        from .matrix_cpu import phases
+
+        rows = phases(system, lattice, dtype or lattice.dtype)
+        return (rows.transpose(1, 2) @ rows).to(lattice.dtype)
     line, third = (factor.to(dtype or factor.dtype) for factor in factors(system, lattice))
     w = weights(system, lattice).sqrt().to(line.dtype)
     (c, s), (c3, s3) = line.chunk(2, dim=2), third.chunk(2, dim=2)

@@ -65,6 +65,14 @@ class Team(Emitter):
     def widen(self, value):
         return value if self.float_bytes == 8 else self.builder.fpext(value, ir.VectorType(DOUBLE, self.lanes))
 
+    def turned(self, c, s, cosine, sine):
+        """(c + i s) (cosine + i sine)"""
+        b = self.builder
+        return (
+            b.fsub(b.fmul(c, cosine), b.fmul(s, sine), flags=("contract",)),
+            b.fadd(b.fmul(s, cosine), b.fmul(c, sine), flags=("contract",)),
+        )
+
     def zeros(self, count: int):
         """Variables that hold vectors of zeros."""
         variables = [self.variable(self.vector(self.lanes)) for _ in range(count)]

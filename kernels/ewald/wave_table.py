@@ -186,7 +186,7 @@ class _Fill(WaveParts):
                             self.store_wide(value, powers, at)
                         else:
                             self.store(self.narrow(value), third, at)
-                    for variable, value in zip(now, self._turned(c, s, cosine, sine), strict=True):
+                    for variable, value in zip(now, self.turned(c, s, cosine, sine), strict=True):
                         self.builder.store(value, variable)
             with self.loop(0, num_lines) as number:
                 parts = []
@@ -195,16 +195,8 @@ class _Fill(WaveParts):
                     offset = self.mul(self.mul(most, 2 * axis), stride)
                     parts += [self.wide(powers, self.add(row(self.add(power, k)), offset)) for k in range(2)]
                 parts[3] = self.builder.fmul(parts[3], self.all_lanes(self.scalar(sign, number)))
-                for k, value in enumerate(self._turned(*parts)):
+                for k, value in enumerate(self.turned(*parts)):
                     self.store(self.narrow(value), line, row(self.add(self.mul(number, 2), k)))
-
-    def _turned(self, c, s, cosine, sine):
-        """(c + i s) (cosine + i sine)"""
-        b = self.builder
-        return (
-            b.fsub(b.fmul(c, cosine), b.fmul(s, sine), flags=("contract",)),
-            b.fadd(b.fmul(s, cosine), b.fmul(c, sine), flags=("contract",)),
-        )
 
 
 class _Pull(WaveParts):
