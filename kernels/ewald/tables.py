@@ -182,7 +182,7 @@ def coulomb_tables(
             own_eta = cheapest_eta(volume, widths, reach, products) if products else balanced_eta(volume, n)
     if pbc.all() and (mesh or (mesh is None and n > SMALLEST_MESH)):
         cutoff = None if eta is None else reach * eta
-        chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0))
+        chosen = choose(torch.from_numpy(lattice), n, float(n), accuracy, cutoff, widest / np.sqrt(2.0), products)
         if mesh is None:
             by_mesh = chosen.seconds + products * (chosen.product_seconds + _PRODUCT)
             mesh = by_mesh < wave_seconds(volume, widths, reach, own_eta, products)

@@ -53,6 +53,7 @@ def choose(
     accuracy: float,
     r_cut: float | None = None,
     widest: float = 0.0,
+    products: int = 0,
 ) -> Parameters:
     """The cheapest parameters whose error is below ``accuracy``.
 
@@ -65,6 +66,7 @@ def choose(
             with q^2 = sum_q2 / N and d^3 = V / N.
         r_cut: where the real-space sum ends, Å (default: what is cheapest).
         widest: the largest width s of a Gaussian charge, Å: pairs must be summed until they look like points.
+        products: with other charges at the same positions, expected besides energy and forces.
 
     Raises:
         ValueError: nothing to be chosen, or r_cut is too short for such wide charges.
@@ -85,6 +87,7 @@ def choose(
         for p in ORDERS:
             dims = _estimated(cell, eta, p, target, num_atoms, sum_q2)
             seconds = _cost(cutoff, dims, p, volume, num_atoms)
+            seconds += products * _product_cost(cutoff, dims, p, volume, num_atoms)
             if best is None or seconds < best[0]:
                 best = seconds, cutoff, eta, p
     if best is None:
@@ -93,8 +96,8 @@ def choose(
     dims, error = _verified(cell, eta, p, target, num_atoms, sum_q2)
     error = math.hypot(error, real_space_error(cutoff, eta, volume, num_atoms, sum_q2))
     relative = error / force_scale(volume, num_atoms, sum_q2)
-    again = _entries(cutoff, volume, num_atoms) * _PRODUCT_PAIR + _mesh_cost(dims, p, num_atoms)
-    return Parameters(eta, cutoff, dims, p, relative, _cost(cutoff, dims, p, volume, num_atoms), again)
+    size = cutoff, dims, p, volume, num_atoms
+    return Parameters(eta, cutoff, dims, p, relative, _cost(*size), _product_cost(*size))
 
 
 def _cutoffs(volume: float, num_atoms: int) -> list[float]:
@@ -112,6 +115,11 @@ def _width(r_cut: float, target: float, volume: float, num_atoms: int, sum_q2: f
 def _cost(r_cut: float, dims: tuple[int, int, int], p: int, volume: float, num_atoms: int) -> float:
     """Seconds."""
     return _entries(r_cut, volume, num_atoms) * _PAIR + num_atoms * _ATOM + _mesh_cost(dims, p, num_atoms)
+
+
+def _product_cost(r_cut: float, dims: tuple[int, int, int], p: int, volume: float, num_atoms: int) -> float:
+    """Seconds of a product with other charges: pair functions and the places of atoms are known."""
+    return _entries(r_cut, volume, num_atoms) * _PRODUCT_PAIR + _mesh_cost(dims, p, num_atoms)
 
 
 def _entries(r_cut: float, volume: float, num_atoms: int) -> float:

@@ -35,14 +35,17 @@ def gather(program: Program, edges: Adjacency, terms: list, transposed: bool = F
     return out
 
 
-def edge_gradients(program: Program, edges: Adjacency, g: Tensor, terms: list) -> tuple[Tensor, Tensor]:
+def edge_gradients(
+    program: Program, edges: Adjacency, g: Tensor, terms: list, need_y: bool = True
+) -> tuple[Tensor, Tensor]:
     """See ``op.edge_gradients``."""
     numbers, operands = numbered(terms)
     w, y, _ = terms[0]
-    dw, dy = torch.empty_like(w), torch.empty_like(y)
+    dw, dy = torch.empty_like(w), torch.empty_like(y) if need_y else y.new_empty(0)
     if not program.paths:
         return dw, dy.zero_()
-    launch(_compiled(EdgeGradients, program, numbers, g.dtype), [dw, dy, *edges.rows, g, *operands], edges.row_ptr)
+    kernel = _compiled(EdgeGradients, program, numbers, g.dtype, need_y)
+    launch(kernel, [dw, dy, *edges.rows, g, *operands], edges.row_ptr)
     return dw, dy
 
 
@@ -185,8 +188,9 @@ class EdgeGradients(Kernel):
 
     NAME, OWN_TENSORS = "edge_gradients", 6
 
-    def __init__(self, program: Program, terms: tuple, bits: int):
+    def __init__(self, program: Program, terms: tuple, bits: int, need_y: bool):
         super().__init__(program, terms, bits)
+        self.need_y = need_y
         dw, dy, ptr, edge, node, g = self.own
         blocks = defaultdict(list)  # the paths of each input block
         for path in program.contractions():
@@ -211,7 +215,7 @@ class EdgeGradients(Kernel):
                     for start, vectors, width, used in chunk_plan(mul, self.lanes):
                         with self.loop(0, vectors) as chunk:
                             self.block(paths, sums, self.add(start, self.mul(chunk, width)), width, used)
-                for j in range(self.y_dim):
+                for j in range(self.y_dim if need_y else 0):
                     total = None
                     for width in sorted(widths):
                         total = self.sum(total, self.reduce(self.value(sums[width, j])))
@@ -234,10 +238,12 @@ class EdgeGradients(Kernel):
                     product = self.builder.fmul(components[i], gradient[k])
                     for j, coefficient in combination:
                         s[number][j] = self.fma(self.constant(coefficient, width), product, s[number].get(j))
-            weights = {number: load(self.w_rows[number], path.weight) for number in {w for w, _, _ in self.terms}}
+            used_weights = {w for w, _, _ in self.terms} if self.need_y else ()
+            weights = {number: load(self.w_rows[number], path.weight) for number in used_weights}
             total = None
             for w, y, number in self.terms:
                 for j, value in s[number].items():
                     total = self.fma(self.broadcast(self.y_rows[y], j, width), value, total)
-                    self.accumulate(sums[width, j], weights[w], value)
+                    if self.need_y:
+                        self.accumulate(sums[width, j], weights[w], value)
             self.store(total, self.dw_row, self.add(path.weight, channel), used)

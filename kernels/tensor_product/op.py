@@ -11,8 +11,8 @@ and the derivative of the last is a sum of the first two. Each device serves all
 
     gather(program, edges, terms, transposed)
         sum over terms (w, Y, v) of dT(v, Y, w; .)/dg, or, transposed, of dT(., Y, w; v)/dx
-    edge_gradients(program, edges, g, terms)
-        dw = sum over terms (w, Y, v) of dT(v, Y, .; g)/dw,  and dY = sum over terms of dT(v, ., w; g)/dY
+    edge_gradients(program, edges, g, terms, need_y)
+        dw = sum over terms (w, Y, v) of dT(v, Y, .; g)/dw,  and dY = sum over terms of dT(v, ., w; g)/dY, or nothing
 """
 
 from importlib import import_module
@@ -68,21 +68,21 @@ def _(x, y, w, edges, program):
 
 @library.custom_op("fastlr::tensor_product_backward", mutates_args=())
 def tensor_product_backward(
-    g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool
+    g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dT/dx (empty unless ``need_x``), dT/dY and dT/dw."""
+    """dT/dx (empty unless ``need_x``), dT/dY (empty unless ``need_y``) and dT/dw."""
     paths, adjacency = Program.from_key(program), Adjacency(*edges)
     g, x, y, w = _prepared(paths, adjacency, g=[g], x=[x], y=[y], w=[w])
     kernels = _kernels(x)
     dx = kernels.gather(paths, adjacency, [(w, y, g)], transposed=True) if need_x else x.new_empty(0)
-    dw, dy = kernels.edge_gradients(paths, adjacency, g, [(w, y, x)])
+    dw, dy = kernels.edge_gradients(paths, adjacency, g, [(w, y, x)], need_y)
     return dx, dy, dw
 
 
 @tensor_product_backward.register_fake
-def _(g, x, y, w, edges, program, need_x):
+def _(g, x, y, w, edges, program, need_x, need_y):
     dx = x.new_empty(x.shape) if need_x else x.new_empty(0)
-    return dx, y.new_empty(y.shape), w.new_empty(w.shape)
+    return dx, y.new_empty(y.shape) if need_y else y.new_empty(0), w.new_empty(w.shape)
 
 
 @library.custom_op("fastlr::tensor_product_double_backward", mutates_args=())
@@ -96,26 +96,29 @@ def tensor_product_double_backward(
     w: Tensor,
     edges: list[Tensor],
     program: str,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of S by g, x, Y and w; ``a`` is None where it is zero."""
+    """Gradients of S by g, x, Y (empty unless ``need_y``) and w; ``a`` is None where it is zero."""
     paths, adjacency = Program.from_key(program), Adjacency(*edges)
     g, x, a, y, b, w, c = _prepared(paths, adjacency, g=[g], x=[x, a], y=[y, b], w=[w, c])
     kernels, with_a = _kernels(x), [] if a is None else [(w, y, a)]
     dg = kernels.gather(paths, adjacency, [*with_a, (w, b, x), (c, y, x)])
     dx = kernels.gather(paths, adjacency, [(w, b, g), (c, y, g)], transposed=True)
     # by Y: T(a, Y, w; g) + T(x, Y, c; g), and by w: T(a, Y, w; g) + T(x, b, w; g)
-    dw, dy = kernels.edge_gradients(paths, adjacency, g, [*with_a, (c, b, x)])
+    dw, dy = kernels.edge_gradients(paths, adjacency, g, [*with_a, (c, b, x)], need_y)
     return dg, dx, dy, dw
 
 
 @tensor_product_double_backward.register_fake
-def _(a, b, c, g, x, y, w, edges, program):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (g, x, y, w))
+def _(a, b, c, g, x, y, w, edges, program, need_y):
+    dg, dx, dy, dw = (tensor.new_empty(tensor.shape) for tensor in (g, x, y, w))
+    return dg, dx, dy if need_y else y.new_empty(0), dw
 
 
-def _save(ctx, inputs, tensors: int):
-    """Keep the differentiable inputs and what does not depend on them."""
-    *_, edges, program = inputs
+def _save(ctx, inputs, tensors: int, options: int = 0):
+    """Keep the differentiable inputs and what does not depend on them; ``options`` come last."""
+    ctx.options = inputs[len(inputs) - options :]
+    *_, edges, program = inputs[: len(inputs) - options]
     ctx.num_edge_tensors, ctx.program = len(edges), program
     ctx.save_for_backward(*inputs[:tensors], *edges)
 
@@ -132,41 +135,45 @@ def _setup_forward(ctx, inputs, output):
 
 def _forward_derivative(ctx, g):
     (x, y, w), edges = _saved(ctx)
-    need_x = wanted(ctx, 0)
-    dx, dy, dw = tensor_product_backward(g, x, y, w, edges, ctx.program, need_x)
-    return dx if need_x else None, dy, dw, [None] * len(edges), None
+    need_x, need_y = wanted(ctx, 0), wanted(ctx, 1)
+    dx, dy, dw = tensor_product_backward(g, x, y, w, edges, ctx.program, need_x, need_y)
+    return dx if need_x else None, dy if need_y else None, dw, [None] * len(edges), None
 
 
 def _setup_backward(ctx, inputs, output):
-    _save(ctx, inputs[:-1], 4)
-    ctx.need_x = inputs[-1]
+    _save(ctx, inputs, 4, options=2)
 
 
 def _backward_derivative(ctx, a, b, c):
     (g, x, y, w), edges = _saved(ctx)
-    a = a if ctx.need_x else None
-    return *tensor_product_double_backward(a, b, c, g, x, y, w, edges, ctx.program), [None] * len(edges), None, None
+    need_x, had_y = ctx.options
+    need_y = wanted(ctx, 2)
+    a, b = a if need_x else None, b if had_y else torch.zeros_like(y)
+    dg, dx, dy, dw = tensor_product_double_backward(a, b, c, g, x, y, w, edges, ctx.program, need_y)
+    return dg, dx, dy if need_y else None, dw, [None] * len(edges), None, None, None
 
 
 def _setup_double_backward(ctx, inputs, output):
-    _save(ctx, inputs, 7)
+    _save(ctx, inputs, 7, options=1)
 
 
 def _double_backward_derivative(ctx, dg, dx, dy, dw):
     saved, edges = _saved(ctx)
     names = ("a", "b", "c", "g", "x", "y", "w")
     values = dict(zip((*names, "dg", "dx", "dy", "dw"), (*saved, dg, dx, dy, dw), strict=True))
+    if not ctx.options[0]:
+        values["dy"] = None
     sums = dict.fromkeys(values)
     # the change of S along (dg, dx, dy, dw) is a sum of T's, and each gives its four gradients
     for x, y, w, g in _CHANGE_OF_S:
         arguments = [values[name] for name in (x, y, w)]
-        if arguments[0] is None:  # a
+        if any(argument is None for argument in arguments):  # a, or dY that was not asked for
             continue
-        gradients = tensor_product_backward(values[g], *arguments, edges, ctx.program, True)
+        gradients = tensor_product_backward(values[g], *arguments, edges, ctx.program, True, True)
         gradients = (*gradients, tensor_product(*arguments, edges, ctx.program))
         for name, gradient in zip((x, y, w, g), gradients, strict=True):
             sums[name] = gradient if sums[name] is None else sums[name] + gradient
-    return *(sums[name] for name in names), [None] * len(edges), None
+    return *(sums[name] for name in names), [None] * len(edges), None, None
 
 
 # x, Y, w and g of each T

@@ -58,13 +58,15 @@ def gather(program: Program, edges: Adjacency, terms: list, transposed: bool = F
     return out
 
 
-def edge_gradients(program: Program, edges: Adjacency, g: Tensor, terms: list) -> tuple[Tensor, Tensor]:
-    """See ``op.edge_gradients``."""
+def edge_gradients(
+    program: Program, edges: Adjacency, g: Tensor, terms: list, need_y: bool = True
+) -> tuple[Tensor, Tensor]:
+    """See ``op.edge_gradients``; dY comes with dw at no cost worth a kernel of its own."""
     numbers, operands = numbered(terms)
     w, y, _ = terms[0]
     dw, dy = torch.empty_like(w), torch.empty_like(y)
     if not program.paths or y.shape[0] == 0:
-        return dw, dy.zero_()
+        return dw, dy.zero_() if need_y else y.new_empty(0)
 
     def run(how):
         grid = (y.shape[0] if how.per_edge else g.shape[0],)
@@ -75,7 +77,7 @@ def edge_gradients(program: Program, edges: Adjacency, g: Tensor, terms: list) -
     signature = edge_gradients_kernels(program, numbers, g.dtype, True)[0]
     choices = [Launch(LANES, 1, True), Launch(LANES, 1, False), Launch(2 * LANES, 1, True)]
     run(fastest(signature, choices, run, g.device))
-    return dw, dy
+    return dw, dy if need_y else y.new_empty(0)
 
 
 def candidates(mul: int) -> list[Launch]:

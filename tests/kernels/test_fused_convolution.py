@@ -277,10 +277,28 @@ class TestPyTorch:
         key, g = program.key, torch.randn(4, program.irreps_out.dim, dtype=torch.float64, requires_grad=True)
         cotangents = [torch.randn_like(leaf).requires_grad_(True) for leaf in leaves]
         library.opcheck(op.tensor_product, (*leaves, list(edges), key))
-        for need_x in (True, False):
-            library.opcheck(op.tensor_product_backward, (g, *leaves, list(edges), key, need_x))
+        for need in (True, False):
+            library.opcheck(op.tensor_product_backward, (g, *leaves, list(edges), key, need, not need))
         for a in (cotangents[0], None):
-            library.opcheck(op.tensor_product_double_backward, (a, *cotangents[1:], g, *leaves, list(edges), key))
+            needed = (a, *cotangents[1:], g, *leaves, list(edges), key, a is None)
+            library.opcheck(op.tensor_product_double_backward, needed)
+
+    def test_what_nobody_asks_for_changes_nothing(self, arguments):
+        """Second and third derivatives by some inputs alone, as a training step takes them."""
+        program, edges, leaves = arguments
+        z = op.tensor_product(*leaves, list(edges), program.key)
+        probes = [torch.randn_like(leaf) for leaf in leaves]
+        first = torch.autograd.grad(z, leaves, torch.randn_like(z), create_graph=True)
+        scalar = sum((value * probe).sum() for value, probe in zip(first, probes, strict=True))
+        everything = torch.autograd.grad(scalar, leaves, create_graph=True)
+        for kept in ([0], [1], [2], [0, 2], [1, 2]):
+            some = torch.autograd.grad(scalar, [leaves[k] for k in kept], create_graph=True)
+            for value, k in zip(some, kept, strict=True):
+                assert torch.allclose(value, everything[k], rtol=1e-12, atol=1e-12)
+            third = torch.autograd.grad((some[-1] ** 2).sum(), leaves, retain_graph=True)
+            expected = torch.autograd.grad((everything[kept[-1]] ** 2).sum(), leaves, retain_graph=True)
+            for value, reference in zip(third, expected, strict=True):
+                assert torch.allclose(value, reference, rtol=1e-11, atol=1e-11)
 
     def test_compile_without_graph_breaks(self, arguments):
         program, edges, leaves = arguments
