@@ -124,6 +124,9 @@ def _points(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ones(3, bool), np.zeros(len(positions))
 
 
+PRODUCTS = 12  # of the Coulomb matrix that charges and their adjoint take, at the tolerance below
+
+
 class Fastlr(EquilibrationPeer):
     """``equilibrate`` for a batch of molecules, or for a cell, with the least accuracy that serves: charges of rock
     salt and their gradients are then accurate to 1e-4.
@@ -147,7 +150,14 @@ class Fastlr(EquilibrationPeer):
         cell = torch.zeros(3, 3, dtype=torch.float64) if problem.cell is None else problem.cell
         tables = CoulombTables.join(
             [
-                coulomb_tables(positions[first:last].numpy(), cell.numpy(), pbc, widths[first:last].numpy(), accuracy)
+                coulomb_tables(
+                    positions[first:last].numpy(),
+                    cell.numpy(),
+                    pbc,
+                    widths[first:last].numpy(),
+                    accuracy,
+                    products=PRODUCTS,
+                )
                 for first, last in pairwise(bounds)
             ]
         )

@@ -80,13 +80,17 @@ class Crystal:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.system.tables)
 
 
+# of the Coulomb matrix that the charges and their adjoint take
+PRODUCTS = 20
+
+
 def crystal(repeat: int, hardness: float, tolerance: float = TOLERANCE) -> Crystal:
     """8 ``repeat``^3 atoms; ``hardness`` in atomic units. Coulomb sums are as accurate as the charges."""
     atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(repeat)
     atoms.rattle(0.1, seed=0)
     n, widths = len(atoms), ase.data.covalent_radii[atoms.numbers]
     start = time.perf_counter()
-    tables = coulomb_tables(atoms.positions, atoms.cell.array, np.ones(3, bool), widths, tolerance)
+    tables = coulomb_tables(atoms.positions, atoms.cell.array, np.ones(3, bool), widths, tolerance, products=PRODUCTS)
     seconds = time.perf_counter() - start
     system = System.of(
         torch.from_numpy(atoms.positions),
