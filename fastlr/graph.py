@@ -185,6 +185,12 @@ class Graph:
         """
         return _single(atoms, charge, index, species, r_max, coulomb, skin)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of atoms and edges."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
     def within(self, r_max: float) -> Graph:
         """Without the edges that are longer than ``r_max`` (Å).
 
@@ -291,7 +297,7 @@ def _single(
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
         raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
-    kinds = _species_table(tuple(species))[atoms.numbers]
+    kinds = species_table(tuple(species))[atoms.numbers]
     if (kinds < 0).any():
         unknown = sorted({atoms.symbols[k] for k in np.flatnonzero(kinds < 0)})
         atom = next(k for k, symbol in enumerate(atoms.symbols) if symbol == unknown[0])
@@ -340,7 +346,7 @@ def _single(
 
 
 @cache
-def _species_table(species: tuple[str, ...]) -> np.ndarray:
+def species_table(species: tuple[str, ...]) -> np.ndarray:
     """Atomic number -> index into ``species``, or -1."""
     table = np.full(len(chemical_symbols), -1, np.int64)
     for k, symbol in enumerate(species):

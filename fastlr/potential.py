@@ -13,6 +13,7 @@ from ase import Atoms
 from . import checkpoint
 from .backends import resolve
 from .engine.charges import ACCURACY, PRODUCTS
+from .engine.parts import TooLarge, evaluate_in_parts
 from .engine.plan import Plan
 from .engine.proof import prove
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
@@ -23,6 +24,7 @@ from .memory import Counts, MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
 from .models.tables import find_size, tabulate, without_tables
+from .molecules import molecules_graph, runs
 from .parity import check_parity
 from .pretrained import available_models, model_path
 
@@ -216,7 +218,9 @@ class Potential:
         """
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
-        if self.plan is not None:
+        if self.plan is not None and self._needs_parts(graph):
+            out = self._in_parts(graph, f"structure {start}", forces)
+        elif self.plan is not None:
             out = self.plan.evaluate(graph, forces=forces)
         else:
             out = evaluate(self.model, graph.to(self.device), forces=forces)
@@ -230,25 +234,47 @@ class Potential:
         """
         self._alone(Counts.of(graph), self._budget(), name, graph.num_nodes)
 
+    @property
+    def _has_parts(self) -> bool:
+        """Whether a large structure can be evaluated part by part."""
+        return self.plan is not None and not self.has_charges
+
+    def _needs_parts(self, graph: Graph) -> bool:
+        return (
+            self._has_parts and graph.num_structures == 1 and self._memory.bytes_of(Counts.of(graph)) > self._budget()
+        )
+
+    def _in_parts(self, graph: Graph, name: str, forces: bool) -> dict[str, torch.Tensor]:
+        left = self._budget() - graph.num_bytes
+        needed = self._memory.bytes_of
+        try:
+            return evaluate_in_parts(self.plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
+        except TooLarge as error:
+            least = graph.num_bytes + needed(Counts.of(error.part))
+            raise self._over_budget(name, graph.num_nodes, least, ", even part by part") from None
+
     def _budget(self) -> float:
         return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
 
     def _alone(self, count, budget: float, name: str, num_atoms: int) -> None:
         alone = self._memory.bytes_of(count)
-        if alone > budget:
-            raise InputError(
-                f"{name} ({num_atoms} atoms) needs about {alone / 2**30:.3g} GiB, but the memory budget is "
-                f"{budget / 2**30:.3g} GiB; raise memory_budget or use a machine with more memory"
-            )
+        if alone > budget and not self._has_parts:
+            raise self._over_budget(name, num_atoms, alone)
+
+    def _over_budget(self, name: str, num_atoms: int, needed: float, how: str = "") -> InputError:
+        return InputError(
+            f"{name} ({num_atoms} atoms) needs about {needed / 2**30:.3g} GiB, but the memory budget is "
+            f"{self._budget() / 2**30:.3g} GiB{how}; raise memory_budget or use a machine with more memory"
+        )
 
     def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
         """(index of the first structure, graphs) of consecutive batches within the memory budget."""
         budget = self._budget()
         batch, total, start = [], None, 0
-        for index, (atoms, charge) in enumerate(zip(structures, charges, strict=True)):
-            graph = single_graph(atoms, self.config, charge, index)
+        for index, graph in self._graphs(structures, charges, budget):
             count = Counts.of(graph)
-            self._alone(count, budget, f"structure {index}", len(atoms))
+            if graph.num_structures == 1:
+                self._alone(count, budget, f"structure {index}", graph.num_nodes)
             joined = count.joined(total) if batch else count
             if batch and self._memory.bytes_of(joined) > budget:
                 yield start, batch
@@ -257,6 +283,20 @@ class Potential:
             total = joined
         if batch:
             yield start, batch
+
+    def _graphs(self, structures, charges, budget: float) -> Iterator[tuple[int, Graph]]:
+        """(index of the first structure, graph): small molecules together, everything else one by one."""
+        config = self.config
+        for some in runs(structures):
+            if len(some) > 1:
+                known, own = ([values[k] for k in some] for values in (structures, charges))
+                settings = inference_settings(config)
+                graph = molecules_graph(known, config.species, config.r_max, settings, own, some.start)
+                if graph is not None and self._memory.bytes_of(Counts.of(graph)) <= budget:
+                    yield some.start, graph
+                    continue
+            for k in some:
+                yield k, single_graph(structures[k], config, charges[k], k)
 
     def calculator(self, charge: float | None = None):
         """An ASE calculator; ``atoms.info["charge"]`` wins over ``charge``."""
@@ -333,10 +373,9 @@ def single_graph(
 def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:
     """The tensors of a batch as one ``Prediction`` a structure."""
     arrays = {key: value.double().cpu().numpy() for key, value in out.items()}
-    ptr = graph.node_ptr.tolist()
+    ptr, is_cell, is_free = (t.tolist() for t in (graph.node_ptr, graph.pbc.all(dim=1), ~graph.pbc.any(dim=1)))
     for b in range(graph.num_structures):
         atoms = slice(ptr[b], ptr[b + 1])
-        periodic = graph.pbc[b]
 
         def per_atom(key, atoms=atoms):
             return arrays[key][atoms].copy() if key in arrays else None
@@ -348,12 +387,12 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
             energy=float(arrays["energy"][b]),
             atomic_energies=per_atom("atomic_energies"),
             forces=per_atom("forces"),
-            stress=arrays["stress"][b].copy() if "stress" in arrays and periodic.all() else None,
+            stress=arrays["stress"][b].copy() if "stress" in arrays and is_cell[b] else None,
             charges=per_atom("charges"),
             electronegativities=per_atom("electronegativities"),
             coulomb_energy=per_structure("coulomb_energy"),
             external_energy=per_structure("external_energy"),
-            dipole=arrays["dipole"][b].copy() if "dipole" in arrays and not periodic.any() else None,
+            dipole=arrays["dipole"][b].copy() if "dipole" in arrays and is_free[b] else None,
             charge_solution=graph.memory.reports.get((b, 0)) if graph.memory is not None else None,
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())

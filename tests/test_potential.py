@@ -27,6 +27,8 @@ def mixed(name) -> list[Atoms]:
 
 def assert_close(one: Prediction, other: Prediction, tolerance: float = 1e-11):
     for key, value in vars(one).items():
+        if key == "charge_solution":  # how the charges were found, which depends on what else is in the batch
+            continue
         if value is None:
             assert getattr(other, key) is None, key
         else:

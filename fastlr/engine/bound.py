@@ -37,8 +37,7 @@ class Bound:
             self.equilibration = Charges(model.equilibration, plan.config.site_energy)
             self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
         self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
-        if self.readout.is_linear:  # then its gradient is always the same
-            self.energy_stack.gradient.copy_(self.readout.backward())
+        self._seeded = False
         self.single = graph.num_structures == 1
         is_cell = graph.pbc.all(dim=1)
         volume = torch.linalg.det(graph.cell).abs() if bool(is_cell.any()) else is_cell.double()
@@ -69,9 +68,9 @@ class Bound:
         forward = [self._prepare, *charges, *energy.forward, self._read_out]
         return [*forward, *energy.backward, *charges_back, self._pull]
 
-    def evaluate(self, graph: Graph, forces: bool) -> dict[str, Tensor]:
+    def evaluate(self, graph: Graph, forces: bool, counted: Tensor | None = None) -> dict[str, Tensor]:
         """See ``plan.Plan.evaluate``."""
-        self.graph = graph
+        self.graph, self.counted = graph, counted
         out = self._energies()
         if forces:
             out |= self._forces()
@@ -93,7 +92,8 @@ class Bound:
         atomic_energies = self.atomic_energies
         if self.charged and self.config.site_energy:
             atomic_energies = atomic_energies + found.site_energies
-        energy = self._sum(graph.batch, atomic_energies)
+        counted = atomic_energies if self.counted is None else atomic_energies * self.counted
+        energy = self._sum(graph.batch, counted)
         if self.charged:
             energy = energy + found.coulomb_energy + found.external_energy
         return {"energy": energy, "atomic_energies": atomic_energies, **extra}
@@ -101,8 +101,7 @@ class Bound:
     def _forces(self) -> dict[str, Tensor]:
         """Forces (N, 3) and virial (B, 3, 3), after ``_energies``."""
         self.geometry.clear()
-        if not self.readout.is_linear:
-            self.energy_stack.gradient.copy_(self.readout.backward())
+        self._seed()
         self.run(*self.energy_stack.backward)
         if self.charged:
             self.run(self._adjoint, *self.charge_stack.backward)
@@ -111,6 +110,17 @@ class Bound:
         if self.charged:
             forces, virial = forces - self.slopes[0], virial + self.slopes[1]
         return {"forces": forces, "virial": virial}
+
+    def _seed(self) -> None:
+        """The gradient that the energy stack's backward pass begins with; it need not change where that is linear."""
+        always_the_same = self.readout.is_linear and self.counted is None
+        if always_the_same and self._seeded:
+            return
+        gradient = self.readout.backward()
+        if self.counted is not None:
+            gradient = gradient * self.edges.sort(self.counted).to(gradient.dtype)[:, None]
+        self.energy_stack.gradient.copy_(gradient)
+        self._seeded = always_the_same
 
     def _find_atomic_energies(self) -> None:
         self.atomic_energies = self.edges.unsort(self.readout(self.energy_stack.out))

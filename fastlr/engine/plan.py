@@ -66,20 +66,20 @@ class Plan:
             return f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
         return None
 
-    def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
+    def evaluate(self, graph: Graph, *, forces: bool = True, counted: Tensor | None = None) -> dict[str, Tensor]:
         """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
+
+        Args:
+            counted: (N,) how often each atom's energy counts, for models without charges (default: once).
 
         Raises:
             InputError: atoms overlap, or the charges cannot be found.
         """
         with torch.no_grad(), self._lock:  # buffers serve one evaluation at a time
             if self.recorder is None:
-                return self._evaluate(graph, forces)
+                return self._bind(graph).evaluate(graph, forces, counted)
             with self.recorder.evaluation():
-                return self._evaluate(graph, forces)
-
-    def _evaluate(self, graph: Graph, forces: bool) -> dict[str, Tensor]:
-        return self._bind(graph).evaluate(graph, forces)
+                return self._bind(graph).evaluate(graph, forces, counted)
 
     def run(self, *stages: Stage) -> None:
         """One stage after another, recorded if that is wanted."""

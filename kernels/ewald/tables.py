@@ -246,6 +246,13 @@ def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
     )
 
 
+def molecule_tables(sizes: np.ndarray, neighbour: np.ndarray) -> CoulombTables:
+    """Tables of several molecules, given their numbers of atoms and, atom by atom, all others of the same molecule."""
+    ptr = np.concatenate([[0], np.repeat(sizes - 1, sizes).cumsum()])
+    tables = _tables(ptr, neighbour.astype(np.int32), np.zeros((len(neighbour), 3), np.int8), 0.0, None)
+    return tables._replace(inverse_eta=torch.zeros(len(sizes), dtype=torch.float64))
+
+
 def wave_indices(lattice: np.ndarray, k_max: float) -> tuple[np.ndarray, np.ndarray]:
     """``lines`` (L, 2) and ``waves`` (L, 2, M) of ``CoulombTables`` for the wave vectors 0 < |k| < k_max.
 

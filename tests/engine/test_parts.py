@@ -1,0 +1,77 @@
+"""A structure evaluated part by part is the structure evaluated at once."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from reference.models import graph_of, small_model
+
+from fastlr.engine.parts import evaluate_in_parts, neighbourhood
+from fastlr.engine.plan import Plan
+from fastlr.errors import InputError
+from fastlr.memory import Counts
+from fastlr.models.tables import find_size
+from fastlr.potential import Potential
+
+
+def salt(repeat: int, symbols):
+    atoms = bulk("NaCl", "rocksalt", a=5.0, cubic=True).repeat(repeat)
+    atoms.symbols = [symbols[k % len(symbols)] for k in range(len(atoms))]
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("pbc", [True, False])
+@pytest.mark.parametrize("most", [80, 200, 10**6])
+def test_the_same_result(most, pbc, num_layers):
+    """In float64: a few parts, many, and all at once; parts whose surroundings are the whole cell, too."""
+    model = small_model("nequip", dtype="float64", num_layers=num_layers, r_max=3.0).eval().requires_grad_(False)
+    atoms = salt((3, 3, 6), model.config.species)
+    atoms.pbc = pbc
+    plan, graph, sizes = Plan(model, find_size(model)[0]), graph_of(model, [atoms]), []
+
+    def fits(part):
+        if part.num_nodes <= most:
+            sizes.append(part.num_nodes)
+        return part.num_nodes <= most
+
+    found = evaluate_in_parts(plan, graph, fits, forces=True)
+    expected = plan.evaluate(graph)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0.0, atol=1e-10, equal_nan=True, msg=key)
+    assert (len(sizes) == 1) == (most == 10**6)
+    assert "forces" not in evaluate_in_parts(plan, graph, fits, forces=False)
+
+
+def test_what_an_energy_depends_on():
+    """Nothing outside of a neighbourhood changes an energy inside; something at its rim does."""
+    model = small_model("nequip", dtype="float64", num_layers=2, r_max=3.0).eval().requires_grad_(False)
+    atoms = salt((2, 2, 5), model.config.species)
+    plan, graph = Plan(model, find_size(model)[0]), graph_of(model, [atoms])
+    part, inside = neighbourhood(graph, np.array([7]), 2)
+    assert len(inside) < graph.num_nodes
+    at = int(np.searchsorted(inside, 7))
+    energies = plan.evaluate(part, forces=False)["atomic_energies"]
+    assert float(energies[at]) == pytest.approx(float(plan.evaluate(graph)["atomic_energies"][7]), abs=1e-12)
+    fewer, _ = neighbourhood(graph, np.array([7]), 1)
+    assert fewer.num_nodes < part.num_nodes
+
+
+def test_a_budget_is_kept():
+    """``predict`` goes part by part where the structure would not fit, with the same result, and says when none can."""
+    potential = Potential(small_model("nequip", r_max=3.0), backend="cpu")
+    atoms = salt((4, 4, 8), potential.species)
+    whole = potential.predict(atoms)
+    graph = potential.graph(atoms)
+    total = potential.plan.memory.bytes_of(Counts.of(graph))
+    potential.memory_budget = graph.num_bytes + 0.75 * (total - graph.num_bytes)
+    assert potential._needs_parts(graph)
+    parts = potential.predict(atoms)
+    assert parts.energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
+    np.testing.assert_allclose(parts.forces, whole.forces, atol=1e-5)
+    np.testing.assert_allclose(parts.stress, whole.stress, atol=1e-6)
+    potential.memory_budget = graph.num_bytes + 1.0
+    with pytest.raises(InputError, match=r"structure 0 \(1024 atoms\) needs about .* GiB, .* even part by part"):
+        potential.predict(atoms)
