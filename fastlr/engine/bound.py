@@ -109,6 +109,8 @@ class Bound:
         forces, virial = self.edges.unsort(self.found_forces), self.found_virial
         if self.charged:
             forces, virial = forces - self.slopes[0], virial + self.slopes[1]
+        else:
+            forces = forces.clone()  # the buffer will be written to again
         return {"forces": forces, "virial": virial}
 
     def _seed(self) -> None:

@@ -59,6 +59,18 @@ def test_what_an_energy_depends_on():
     assert fewer.num_nodes < part.num_nodes
 
 
+def test_energies_that_count():
+    """Some, then all of the same graph, then some others: none of it is left over."""
+    model = small_model("nequip", dtype="float64", r_max=3.0).eval().requires_grad_(False)
+    plan = Plan(model, find_size(model)[0])
+    graph = graph_of(model, [salt((2, 2, 2), model.config.species)])
+    half = (torch.arange(graph.num_nodes) % 2).double()
+    some, whole, others = (plan.evaluate(graph, counted=counted) for counted in (half, None, 1.0 - half))
+    for key in ("energy", "forces", "virial"):
+        torch.testing.assert_close(some[key] + others[key], whole[key], rtol=0.0, atol=1e-10)
+    assert float((some["forces"] - whole["forces"]).abs().max()) > 1e-3
+
+
 def test_a_budget_is_kept():
     """``predict`` goes part by part where the structure would not fit, with the same result, and says when none can."""
     potential = Potential(small_model("nequip", r_max=3.0), backend="cpu")

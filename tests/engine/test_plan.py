@@ -15,7 +15,7 @@ from fastlr.engine.buffers import Buffers
 from fastlr.engine.plan import Plan
 from fastlr.engine.pruning import SCALAR, prune
 from fastlr.errors import BackendError, InputError, NonFiniteError
-from fastlr.graph import Graph
+from fastlr.graph import CoulombSettings, Graph
 from fastlr.models import build_model, parse_config
 from fastlr.models.derivatives import evaluate
 from fastlr.models.tables import find_size
@@ -270,3 +270,17 @@ def test_what_never_reaches_the_energy_is_left_out():
     model = small_model("nequip-no-parity", num_layers=3)
     layers, _ = prune(model.stack, {SCALAR})
     assert [layer.program for layer in layers] == [layer.program for layer in model.stack.layers]
+
+
+def test_other_coulomb_tables_are_not_taken_for_the_same():
+    """Two graphs of the same edges and cell."""
+    model = small_model("lr", dtype="float64")
+    plan, graph = plan_of(model), graph_of(model, [structures.salt()])
+    plan.evaluate(graph)
+    rough = Graph.single(structures.salt(), model.config.species, model.config.r_max, CoulombSettings(
+        tuple(model.config.widths), 1e-2
+    ))  # fmt: skip
+    other = replace(graph, coulomb=rough.coulomb)
+    found, expected = plan.evaluate(other), plan_of(model).evaluate(other)
+    assert torch.equal(found["energy"], expected["energy"])
+    assert float((found["energy"] - plan.evaluate(graph)["energy"]).abs()) > 1e-6

@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 from fastlr.kernels.ewald.naive import coulomb_matrix
 from fastlr.kernels.ewald.system import System
-from fastlr.kernels.ewald.tables import balanced_eta, coulomb_tables, wave_indices
+from fastlr.kernels.ewald.tables import balanced_eta, cheapest_eta, coulomb_tables, wave_indices, wave_seconds
 from reference import structures
 from reference.coulomb import cell_matrix, molecule_matrix
 from reference.differences import relative_error
@@ -250,6 +250,22 @@ def test_wave_indices_are_half_of_all(rng):
     full = {tuple(index) for index in inside if any(index)}
     assert half | {tuple(-i for i in index) for index in half} == full
     assert len(full) == 2 * len(half)
+
+
+@pytest.mark.parametrize("products", [1, 12, 100])
+def test_cheapest_eta(products):
+    """Neither a larger nor a smaller width is cheaper; with more products, fewer waves and more pairs pay."""
+    widths = np.array([0.3, 0.3, 0.7] * 60)
+    arguments = 1800.0, widths, 5.0
+    eta = cheapest_eta(*arguments, products)
+    least = wave_seconds(*arguments, eta, products)
+    for factor in (0.6, 0.8, 0.9, 1.1, 1.25, 1.6):
+        assert wave_seconds(*arguments, factor * eta, products) > least
+    tables = coulomb_tables(
+        np.random.default_rng(0).uniform(0.0, 12.0, (180, 3)), np.eye(3) * 12.16, np.ones(3, bool), widths, 3.7e-6,
+        products=products,
+    )  # fmt: skip
+    assert 1.0 / float(tables.inverse_eta[0]) == pytest.approx(eta, rel=0.06)
 
 
 def test_balanced_eta_scales_with_the_cell():

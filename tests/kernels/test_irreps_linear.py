@@ -70,7 +70,10 @@ def test_maps_side_by_side(copies, dtype):
         return sum(naive.apply(part, own, one) for part, own in parts)
 
     found = derivatives(lambda x, w: op.irreps_linear(x, w, layout.key, False), tensors, probes)
-    expected = derivatives(apart, *([tensor.double() for tensor in group] for group in (tensors, probes)))
+    exact = [[tensor.double() for tensor in group] for group in (tensors, probes)]
+    expected = derivatives(apart, *exact)
+    for value, reference in zip(derivatives(lambda x, w: naive.apply(x, w, layout), *exact), expected, strict=True):
+        assert torch.allclose(value, reference, rtol=1e-12, atol=1e-12)
     for number, (value, reference) in enumerate(zip(found, expected, strict=True)):
         error = torch.linalg.vector_norm(value.double() - reference)
         assert error <= TOLERANCE[dtype] * torch.linalg.vector_norm(reference), number

@@ -588,6 +588,9 @@ def test_choices(rng):
         other = choose(cell, 2500, 0.9, accuracy)  # charges of another unit
         assert (other.dims, other.p) == (chosen.dims, chosen.p)
         assert choose(cell, 2500, 900.0, accuracy, 1.5 * chosen.r_cut).seconds > chosen.seconds
+    again = choose(cell, 2500, 900.0, accuracy, products=50)  # pairs are cheap once their functions are known
+    assert again.r_cut > chosen.r_cut
+    assert again.seconds + 50 * again.product_seconds < chosen.seconds + 50 * chosen.product_seconds
     wide = choose(cell, 2500, 900.0, 1e-4, widest=2.0)
     assert wide.eta >= 2.0 * math.sqrt(2.0)
     with pytest.raises(ValueError, match="too short for charges of width"):

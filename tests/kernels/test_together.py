@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase.build import bulk
 from fastlr.kernels.charge_solver import together as module
+from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.naive import ConvergenceError, IndefiniteError
 from fastlr.kernels.charge_solver.solvers import Dense
 from fastlr.kernels.charge_solver.together import Together
@@ -54,6 +55,8 @@ def test_charges(kind, dtype, n, total, rng):
     again, _ = solver(-chi, total, start=expected)
     assert solver.reports[-1].iterations <= (dtype == torch.float32)
     assert rms(again - expected) <= TOLERANCE[dtype]
+    far, _ = solver(-chi, total, start=expected + 1.0)  # of another total charge
+    assert rms(far - expected) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("hardness", [0.15, 1.0, 50.0])
@@ -109,6 +112,9 @@ def test_the_preconditioner_saves_iterations(rng):
     solver = solver_of(system, hardness, torch.float64, 1e-8)
     solver(-chi, nothing)
     with_waves = solver.reports[-1].iterations
+    other = ConjugateGradient(system, hardness, K, 1e-8)  # with its long waves on a mesh
+    other(-chi, nothing)
+    assert abs(with_waves - other.reports[-1].iterations) <= 1
     solver.numbers[module.NUMBERS.index("near_tiles")] = 0
     solver.moved(system)
     solver(-chi, nothing)
