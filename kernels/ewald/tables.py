@@ -31,7 +31,9 @@ _PAIR, _WAVE = 1.2e-8, 1.8e-9
 # The same in the iterations of ``charge_solver.together``: once, and in each product.
 _TABLE_PAIR, _PRODUCT_PAIR = 1.2e-8, 0.5e-9
 _TABLE_WAVE, _PRODUCT_WAVE = 0.5e-9, 0.1e-9
-_PRODUCT = 5e-4  # seconds of a product by mesh beside what its size asks for: launches, and two of the preconditioner
+_PRODUCT = (
+    2e-3  # seconds of a product by mesh beside what its size asks for: launches, and the preconditioner on its own mesh
+)
 
 
 class CoulombTables(NamedTuple):
