@@ -31,9 +31,8 @@ _PAIR, _WAVE = 1.2e-8, 1.8e-9
 # The same in the iterations of ``charge_solver.together``: once, and in each product.
 _TABLE_PAIR, _PRODUCT_PAIR = 1.2e-8, 0.5e-9
 _TABLE_WAVE, _PRODUCT_WAVE = 0.5e-9, 0.1e-9
-_PRODUCT = (
-    2e-3  # seconds of a product by mesh beside what its size asks for: launches, and the preconditioner on its own mesh
-)
+_PRODUCT = 2e-3  # seconds of a product by mesh beside what its size asks for: launches, and the preconditioner
+_LISTED, _TRIED = 1.5e-7, 2e-8  # seconds of an entry of a list of neighbours, and of a distance that may be too long
 
 
 class CoulombTables(NamedTuple):
@@ -204,11 +203,7 @@ def coulomb_tables(
     else:
         eta = own_eta if n else 1.0
 
-    i, j, shift, distance = vesin.NeighborList(cutoff=reach * max(eta, widest) + skin, full_list=True).compute(
-        positions, cell, pbc, quantities="ijSd"
-    )
-    near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2)) + skin
-    i, j, shift = i[near], j[near], shift[near]
+    i, j, shift = near_pairs(positions, cell, pbc, widths, reach, eta, skin)
     order = np.argsort(i, kind="stable")
     ptr = np.zeros(n + 1, np.int64)
     np.cumsum(np.bincount(i, minlength=n), out=ptr[1:])
@@ -220,6 +215,57 @@ def coulomb_tables(
     else:
         waves = axes, height, *wave_indices(lattice, reach / eta), np.zeros(4, np.int64)
     return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves)
+
+
+def near_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, widths: np.ndarray, reach: float, eta: float, skin: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i, j, shift) of all pairs with r < reach max(eta, g_ij) + skin, in both directions.
+
+    A few wide atoms would make the list of all others long. If that is cheaper, distances from these are all computed.
+    """
+
+    def cutoff(width: float) -> float:
+        return reach * max(eta, np.sqrt(2.0) * width) + skin
+
+    inverse = np.linalg.inv(cell)
+    longest, n, volume = cutoff(widths.max(initial=0.0)), len(positions), abs(np.linalg.det(cell))
+    reaches = np.where(pbc, np.floor(longest * np.linalg.norm(inverse, axis=0) + 0.5), 0).astype(int)
+    images = int(np.prod(2 * reaches + 1))
+
+    def seconds(width: float) -> float:
+        """If atoms wider than this are left out of the list."""
+        listed = n * (n / volume) * 4.0 / 3.0 * np.pi * cutoff(width) ** 3
+        return listed * _LISTED + (widths > width).sum() * n * images * _TRIED
+
+    limit = min(np.unique(widths)[::-1], key=seconds, default=0.0)
+    wide = widths > limit
+    i, j, shift, distance = vesin.NeighborList(cutoff=cutoff(limit), full_list=True).compute(
+        positions, cell, pbc, quantities="ijSd"
+    )
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2)) + skin
+    if not wide.any():
+        return i[near], j[near], shift[near]
+    near &= ~(wide[i] | wide[j])
+    rows = np.flatnonzero(wide)
+    apart = positions[None, :, :] - positions[rows, None, :]
+    whole = np.where(pbc, -np.round(apart @ inverse), 0.0)
+    ranges = [np.arange(-m, m + 1) for m in reaches]
+    around = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    vectors = (apart + whole @ cell)[:, :, None, :] + around @ cell
+    allowed = reach * np.maximum(eta, np.sqrt(widths[rows, None] ** 2 + widths**2)) + skin
+    row, other, image = np.nonzero((vectors**2).sum(axis=3) < allowed[:, :, None] ** 2)
+    shifts = (whole[row, other] + around[image]).astype(shift.dtype)
+    row = rows[row]
+    others = (row != other) | shifts.any(axis=1)
+    row, other, shifts = row[others], other[others], shifts[others]
+    back = ~wide[other]  # the entries of the others' rows
+    return (
+        np.concatenate([i[near], row, other[back]]),
+        np.concatenate([j[near], other, row[back]]),
+        np.concatenate([shift[near], shifts, -shifts[back]]),
+    )
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
+from fastlr.kernels.ewald import tables as tables_module
 from fastlr.kernels.ewald.naive import coulomb_matrix
 from fastlr.kernels.ewald.system import System
 from fastlr.kernels.ewald.tables import balanced_eta, cheapest_eta, coulomb_tables, wave_indices, wave_seconds
@@ -250,6 +251,23 @@ def test_wave_indices_are_half_of_all(rng):
     full = {tuple(index) for index in inside if any(index)}
     assert half | {tuple(-i for i in index) for index in half} == full
     assert len(full) == 2 * len(half)
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1)])
+@pytest.mark.parametrize("wide", [0, 1, 5])
+def test_a_few_wide_atoms(wide, pbc, rng, monkeypatch):
+    """Pairs are the same whether a list of neighbours finds them or all distances are computed; atoms lie anywhere."""
+    cell = (np.eye(3) + 0.2 * rng.uniform(-1.0, 1.0, (3, 3))) * 7.0
+    positions, widths = rng.uniform(-2.0, 2.0, (40, 3)) @ cell, np.full(40, 0.3)
+    widths[:wide] = rng.uniform(0.8, 1.6, wide)
+    arguments = positions, cell, np.array(pbc, bool), widths, 4.0, 0.9, 0.4
+    found = []
+    for seconds in (1e-12, 1e3):  # of a distance
+        monkeypatch.setattr(tables_module, "_TRIED", seconds)
+        i, j, shift = tables_module.near_pairs(*arguments)
+        found.append(sorted(map(tuple, np.column_stack([i, j, shift]).tolist())))
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(found[0]) > 40
 
 
 @pytest.mark.parametrize("products", [1, 12, 100])
