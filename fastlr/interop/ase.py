@@ -43,9 +43,6 @@ class FastlrCalculator(Calculator):
         FastlrError: the model cannot be loaded; on evaluation, see ``Potential.predict``.
     """
 
-    # what ASE compares but no prediction depends on
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (ASE's own interface)
-
     def __init__(self, potential: Potential | str | Path, charge: float | None = None, **options: Any):
         super().__init__()
         self.potential = potential if isinstance(potential, Potential) else load(potential, **options)
@@ -61,10 +58,19 @@ class FastlrCalculator(Calculator):
         return total_charge(atoms, self.charge)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last evaluation; unlike ASE's own, this sees the total charge and the conditions."""
-        changes = super().check_state(atoms, tol)
-        if self.atoms is not None and self._charges_depend_on(atoms) != self._evaluated:
-            changes = [*changes, "charge"]
+        """What changed since the last evaluation, by however little.
+
+        Unlike ASE's own, this sees the total charge and the conditions, and is quick: it is asked several times a step.
+        """
+        known = self.atoms
+        if known is None:
+            return list(all_changes)
+        changes = [
+            name for name in ("positions", "numbers") if not np.array_equal(known.arrays[name], atoms.arrays[name])
+        ]
+        changes += [name for name in ("cell", "pbc") if not np.array_equal(getattr(known, name), getattr(atoms, name))]
+        if self._charges_depend_on(atoms) != self._evaluated:
+            changes.append("charge")
         return changes
 
     def _charges_depend_on(self, atoms: Atoms) -> list:
