@@ -36,7 +36,7 @@ def phases(system: System, lattice: Tensor, dtype: torch.dtype) -> Tensor:
     roots = reciprocal.weights(system, lattice).sqrt()
     angles = 2.0 * math.pi * (system.pad_periodic(system.positions) @ torch.linalg.inv(lattice))
     there = torch.arange(n) < system.periodic(system.sizes)[:, None]
-    lanes = vector_bytes() // torch.finfo(dtype).bits * 8
+    lanes = 8 * vector_bytes() // torch.finfo(dtype).bits
     stride = -(-n // lanes) * lanes
     base = torch.zeros(len(angles), 2, 3, stride, dtype=torch.float64)
     base[:, 0, :, :n] = (angles.cos() * there[:, :, None]).transpose(1, 2)
