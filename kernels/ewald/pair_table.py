@@ -144,7 +144,7 @@ class _Rows(Emitter):
         found = []
         for column in range(count):
             parts, filled = rows, rows[0].type.count // width
-            parts = [pick(x, x, [*range(column, x.type.count, width)] * width) for x in rows]
+            parts = [pick(x, x, ([*range(column, x.type.count, width)] * self.lanes)[: self.lanes]) for x in rows]
             while len(parts) > 1:
                 joined = [*range(filled), *range(self.lanes, self.lanes + filled)]
                 joined = (joined * self.lanes)[: self.lanes]
