@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.direct import Equilibration
+from fastlr.kernels.charge_solver.solvers import single_serves
 from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
 
 # Bound on the root-mean-square error of charges found by iteration, e, and accuracy of Coulomb sums that inference asks
@@ -54,7 +55,7 @@ class Charges:
             hardness,
             COULOMB_CONSTANT,
             tolerance=TOLERANCE[dtype],
-            single=dtype == torch.float32,
+            single=dtype == torch.float32 and single_serves(hardness, TOLERANCE[dtype]),
         )
 
 

@@ -37,7 +37,12 @@ METHODS = ("auto", "batched", "dense", "iterative")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
 LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
 FEW = 3  # cells
-SINGLE = 1e-6  # e; tolerance at which float32 is good enough for pairs and waves
+SINGLE = 3e-6  # eV/e; what float32 may leave of the equations, ten times what was seen, for charges of about one
+
+
+def single_serves(hardness: Tensor, tolerance: float) -> bool:
+    """Whether sums in float32 leave charges within the tolerance: their error is at most what is left over min J."""
+    return not len(hardness) or tolerance * float(hardness.min()) >= SINGLE
 
 
 def choose(
@@ -155,7 +160,7 @@ class OneByOne:
         if table is None and on_cpu and system.size > LARGEST_DENSE and not system.has_meshes:
             from ..ewald.pair_table import PairTable
 
-            table = PairTable(system, torch.float32 if tolerance >= SINGLE else torch.float64)
+            table = PairTable(system, torch.float32 if single_serves(hardness, tolerance) else torch.float64)
         self.table = table
         self.begin(memory)
         for b in range(system.num_structures):

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ..ewald.pair_table import PairTable
 from ..ewald.system import System
-from ..ewald.wave_parts import LINES
+from ..ewald.wave_parts import LINES, THIRDS
 from ..ewald.wave_table import WaveTable
 from ..native import Call, compiled
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
 from .together_cpu import CONVERGED, INDEFINITE, NUMBERS, SCALARS, SLOTS, TENSORS, Iterations
+
+TERMS_OF_A_THREAD = 100_000
 
 
 class Together:
@@ -81,7 +83,9 @@ class Together:
             squared_eta = waves.squared_eta
             if not bool(system.tables.height[0] > 0.0):
                 average = 2.0 * math.pi / float(torch.linalg.det(system.lattice()[0]).abs())
-        self.rows, self.threads = rows, torch.get_num_threads()
+        # terms of a product; fewer than some 1e5 are not worth another thread, which all would wait for
+        work = len(pairs.pairs.neighbour) + 4 * n * int(tables["extent"].sum()) * LINES * THIRDS
+        self.rows, self.threads = rows, max(1, min(torch.get_num_threads(), work // TERMS_OF_A_THREAD))
         self.numbers = torch.zeros(len(NUMBERS), dtype=torch.int64)
         self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
         self.numbers.copy_(torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, 0, MAX_ITERATIONS]))

@@ -7,7 +7,7 @@ from ase.build import bulk
 from fastlr.kernels.charge_solver import together as module
 from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.naive import ConvergenceError, IndefiniteError
-from fastlr.kernels.charge_solver.solvers import Dense
+from fastlr.kernels.charge_solver.solvers import SINGLE, Dense, choose
 from fastlr.kernels.charge_solver.together import Together
 from fastlr.kernels.ewald.pair_table import PairTable
 from fastlr.kernels.ewald.tables import coulomb_tables
@@ -119,6 +119,21 @@ def test_the_preconditioner_saves_iterations(rng):
     solver.moved(system)
     solver(-chi, nothing)
     assert with_waves < 0.5 * solver.reports[-1].iterations
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 3e-5])
+@pytest.mark.parametrize("hardness", [0.136, 1.36, 8.0])
+def test_float32_where_it_serves(hardness, tolerance, rng):
+    """The tolerance holds for soft atoms, too, whose charges the digits of float32 would not decide."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(4)
+    atoms.rattle(0.1, rng=rng)
+    n, cell, widths = len(atoms), atoms.cell.array, np.where(atoms.numbers == 11, 1.66, 1.02)
+    tables = coulomb_tables(atoms.positions, cell, np.ones(3, bool), widths, 1e-10, mesh=False)
+    system, chi = joined([atoms.positions], [widths], [cell], [tables]), torch.from_numpy(rng.normal(0.0, 3.0, n))
+    own, nothing = torch.full_like(chi, hardness), torch.zeros(1, dtype=torch.float64)
+    solver = choose(system, own, K, tolerance=tolerance)
+    assert (solver.table.dtype == torch.float32) == (hardness * tolerance >= SINGLE)
+    assert rms(solver(-chi, nothing)[0] - Dense(system, own, K)(-chi, nothing)[0]) <= tolerance
 
 
 def test_absolute_tolerance(rng):
