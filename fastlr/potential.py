@@ -202,23 +202,31 @@ class Potential:
         if len(charge) != len(structures):
             raise InputError(f"{len(structures)} structures but {len(charge)} charges were given")
         with _progress(len(structures), progress) as advance:
-            for start, graphs in self._batches(structures, charge):
-                for prediction in self.evaluate(Graph.batch_of(graphs), structures, start, forces=forces):
+            for start, graphs, in_parts in self._batches(structures, charge):
+                graph = Graph.batch_of(graphs)
+                for prediction in self.evaluate(graph, structures, start, forces=forces, in_parts=in_parts):
                     yield prediction
                     advance()
 
     def evaluate(
-        self, graph: Graph, structures: Sequence[Atoms], start: int = 0, *, forces: bool = True
+        self,
+        graph: Graph,
+        structures: Sequence[Atoms],
+        start: int = 0,
+        *,
+        forces: bool = True,
+        in_parts: bool = False,
     ) -> Iterator[Prediction]:
         """Predictions of a batch.
 
         Args:
             graph: the structures from number ``start`` of ``structures``, which errors name.
             forces: whether to compute forces and stress.
+            in_parts: part by part, as ``check_memory`` tells of one structure.
         """
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
-        if self.plan is not None and self._needs_parts(graph):
+        if in_parts:
             out = self._in_parts(graph, f"structure {start}", forces)
         elif self.plan is not None:
             out = self.plan.evaluate(graph, forces=forces)
@@ -226,23 +234,13 @@ class Potential:
             out = evaluate(self.model, graph.to(self.device), forces=forces)
         return _split(out, graph, start, structures)
 
-    def check_memory(self, graph: Graph, name: str) -> None:
-        """Refuse a structure that is too large.
+    def check_memory(self, graph: Graph, name: str) -> bool:
+        """Whether one structure is so large that it has to be evaluated part by part.
 
         Raises:
-            InputError: its evaluation needs more than the memory budget.
+            InputError: its evaluation needs more than the memory budget, and this model has no parts.
         """
-        self._alone(Counts.of(graph), self._budget(), name, graph.num_nodes)
-
-    @property
-    def _has_parts(self) -> bool:
-        """Whether a large structure can be evaluated part by part."""
-        return self.plan is not None and not self.has_charges
-
-    def _needs_parts(self, graph: Graph) -> bool:
-        return (
-            self._has_parts and graph.num_structures == 1 and self._memory.bytes_of(Counts.of(graph)) > self._budget()
-        )
+        return self._is_large(Counts.of(graph), self._budget(), name, graph.num_nodes)
 
     def _in_parts(self, graph: Graph, name: str, forces: bool) -> dict[str, torch.Tensor]:
         left = self._budget() - graph.num_bytes
@@ -256,10 +254,13 @@ class Potential:
     def _budget(self) -> float:
         return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
 
-    def _alone(self, count, budget: float, name: str, num_atoms: int) -> None:
+    def _is_large(self, count: Counts, budget: float, name: str, num_atoms: int) -> bool:
         alone = self._memory.bytes_of(count)
-        if alone > budget and not self._has_parts:
+        if alone <= budget:
+            return False
+        if self.plan is None or self.has_charges:
             raise self._over_budget(name, num_atoms, alone)
+        return True
 
     def _over_budget(self, name: str, num_atoms: int, needed: float, how: str = "") -> InputError:
         return InputError(
@@ -267,22 +268,23 @@ class Potential:
             f"{self._budget() / 2**30:.3g} GiB{how}; raise memory_budget or use a machine with more memory"
         )
 
-    def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph]]]:
-        """(index of the first structure, graphs) of consecutive batches within the memory budget."""
+    def _batches(self, structures, charges) -> Iterator[tuple[int, list[Graph], bool]]:
+        """(index of the first structure, graphs, whether it is one that needs parts) of consecutive batches within the
+        memory budget."""
         budget = self._budget()
-        batch, total, start = [], None, 0
+        batch, total, start, in_parts = [], None, 0, False
         for index, graph in self._graphs(structures, charges, budget):
             count = Counts.of(graph)
-            if graph.num_structures == 1:
-                self._alone(count, budget, f"structure {index}", graph.num_nodes)
+            name, alone = f"structure {index}", graph.num_structures == 1
+            is_large = alone and self._is_large(count, budget, name, graph.num_nodes)
             joined = count.joined(total) if batch else count
             if batch and self._memory.bytes_of(joined) > budget:
-                yield start, batch
+                yield start, batch, in_parts
                 batch, joined, start = [], count, index
             batch.append(graph)
-            total = joined
+            total, in_parts = joined, is_large  # nothing else fits beside a large one
         if batch:
-            yield start, batch
+            yield start, batch, in_parts
 
     def _graphs(self, structures, charges, budget: float) -> Iterator[tuple[int, Graph]]:
         """(index of the first structure, graph): small molecules together, everything else one by one."""

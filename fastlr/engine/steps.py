@@ -37,13 +37,14 @@ class Steps:
         self.evaluations = self.rebuilds = 0
         self.memory = Memory()
         self._list: Graph | None = None
+        self._in_parts = False
         self._built_for: Atoms | None = None
 
     def predict(self, atoms: Atoms, charge: float | None = None, *, forces: bool = True) -> Prediction:
         """As ``Potential.predict`` of one structure."""
         graph = self.graph(atoms, charge)
         self.evaluations += 1
-        return next(self.potential.evaluate(graph, [atoms], forces=forces))
+        return next(self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts))
 
     def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
         """The structure as the model takes it, with edges up to its cutoff or, for a plan, those of the whole list.
@@ -92,7 +93,7 @@ class Steps:
         if self._built_for is not None and not np.array_equal(atoms.numbers, self._built_for.numbers):
             self.memory.clear()
         graph = single_graph(atoms, self.potential.config, charge, skin=self.skin)
-        self.potential.check_memory(graph, "structure 0")
+        self._in_parts = self.potential.check_memory(graph, "structure 0")
         self._list, self._built_for = graph, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         self.rebuilds += 1
 

@@ -8,6 +8,7 @@ from reference.models import graph_of, small_model
 
 from fastlr.engine.parts import evaluate_in_parts, neighbourhood
 from fastlr.engine.plan import Plan
+from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
 from fastlr.memory import Counts
 from fastlr.models.tables import find_size
@@ -79,11 +80,17 @@ def test_a_budget_is_kept():
     graph = potential.graph(atoms)
     total = potential.plan.memory.bytes_of(Counts.of(graph))
     potential.memory_budget = graph.num_bytes + 0.75 * (total - graph.num_bytes)
-    assert potential._needs_parts(graph)
+    assert potential.check_memory(graph, "structure 0")
     parts = potential.predict(atoms)
     assert parts.energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
     np.testing.assert_allclose(parts.forces, whole.forces, atol=1e-5)
     np.testing.assert_allclose(parts.stress, whole.stress, atol=1e-6)
+    small = atoms[:8]
+    several = potential.predict([small, atoms, small])  # one among others
+    assert several[1].energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
+    potential.memory_budget *= 1.2  # steps reach farther by a skin
+    step = Steps(potential).predict(atoms)
+    np.testing.assert_allclose(step.forces, whole.forces, atol=1e-5)
     potential.memory_budget = graph.num_bytes + 1.0
     with pytest.raises(InputError, match=r"structure 0 \(1024 atoms\) needs about .* GiB, .* even part by part"):
         potential.predict(atoms)
