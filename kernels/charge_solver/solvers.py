@@ -85,8 +85,8 @@ def hessian(system: System, hardness: Tensor, constant: float, table: PairTable 
     return matrix
 
 
-class Small:
-    """All structures in one launch, by the batched kernels."""
+class Factorised:
+    """Matrices and their factors, made anew where atoms move."""
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
@@ -99,9 +99,15 @@ class Small:
     @torch.no_grad()
     def moved(self, system: System) -> None:
         """Atoms have moved, and the table knows."""
-        hardness, constant, table = self.others
         self.system = system
-        self.factor = factorise(hessian(system, hardness, constant, table), system.sizes)
+        self.factorise(hessian(system, *self.others))
+
+
+class Small(Factorised):
+    """All structures in one launch, by the batched kernels."""
+
+    def factorise(self, matrix: Tensor) -> None:
+        self.factor = factorise(matrix, self.system.sizes)
 
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
@@ -109,24 +115,11 @@ class Small:
         return self.system.unpad(charges), multiplier
 
 
-class Dense:
+class Dense(Factorised):
     """Matrices factorised by LAPACK."""
 
-    @torch.no_grad()
-    def __init__(self, system: System, hardness: Tensor, constant: float, table: PairTable | None = None):
-        self.others = hardness, constant, table
-        self.moved(system)
-
-    def begin(self, memory: Memory | None) -> None:
-        """Nothing is to be remembered: solutions are exact."""
-
-    @torch.no_grad()
-    def moved(self, system: System) -> None:
-        """Atoms have moved, and the table knows."""
-        hardness, constant, table = self.others
-        self.system = system
-        ones = system.pad(torch.ones_like(hardness))
-        matrix = hessian(system, hardness, constant, table)
+    def factorise(self, matrix: Tensor) -> None:
+        ones = self.system.pad(torch.ones_like(self.others[0]))
         matrix.diagonal(dim1=1, dim2=2).add_(1.0 - ones)
         self.factor, info = torch.linalg.cholesky_ex(matrix)
         if bool((info != 0).any()):
@@ -206,7 +199,7 @@ class OneByOne:
     def _solved(self, b: int, solver: Solver, rhs: Tensor, total: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
         key = b, self.calls
         start = None if self.memory is None else self.memory.guess(key, rhs)
-        if isinstance(solver, (Small, Dense)):
+        if isinstance(solver, Factorised):
             return self._named(b, solver, rhs, total)
         solution = self._named(b, solver, rhs, total, start, absolute)
         if self.memory is None:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..ewald.pair_table import PairTable
 from ..ewald.system import System
-from ..ewald.wave_parts import LINES, THIRDS
+from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, compiled
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
-from .together_cpu import CONVERGED, INDEFINITE, NUMBERS, SCALARS, SLOTS, TENSORS, Iterations
+from .together_cpu import CONVERGED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
 TERMS_OF_A_THREAD = 100_000
 
@@ -54,11 +54,9 @@ class Together:
         n = len(hardness)
         self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
         self.pairs, self.waves = pairs, waves
-        row = -(-n // 16)
-        sizes = (16 * (row + 1 - row % 2), 0, 0) if waves is None else waves.sizes
-        stride, tiles, thirds = sizes
-        rows = {name: torch.zeros(stride, dtype=torch.float64) for name in TENSORS[:11]}
-        rows |= {name: torch.zeros(stride, dtype=pairs.dtype) for name in ("x_narrow", "d_narrow")}
+        stride, tiles, thirds = (row_length(n), 0, 0) if waves is None else waves.sizes
+        rows = {name: torch.zeros(stride, dtype=torch.float64) for name in ROWS}
+        rows |= {name: torch.zeros(stride, dtype=pairs.dtype) for name in NARROW_ROWS}
         rows["inside"][:n] = 1.0
         rows["hardness"][:n] = constant * system.self_terms() + hardness
         rows["widths"][:n] = system.squared_widths

@@ -16,9 +16,11 @@ NUMBERS = (
     "stride", "atoms", "tiles", "thirds", "near_tiles", "is_response", "has_start", "limit",
 )  # fmt: skip
 SCALARS = ("constant", "average", "squared_eta", "target", "response", "multiplier", "norm", "iterations", "status")
+# of the atoms, in float64 and in the tables' type
+ROWS = ("q", "r", "d", "y", "z", "image", "response", "hardness", "widths", "root", "inside")
+NARROW_ROWS = ("x_narrow", "d_narrow")
 TENSORS = (
-    "q", "r", "d", "y", "z", "image", "response", "hardness", "widths", "root", "inside", "x_narrow", "d_narrow",
-    "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart", "extent",
+    *ROWS, *NARROW_ROWS, "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart", "extent",
     "near_extent", "coefficients", "sums", "numbers", "scalars",
 )  # fmt: skip
 

@@ -23,6 +23,15 @@ VECTORS = 4 if _MANY else 2  # of atoms in a tile of the potential
 DOUBLE = ir.DoubleType()
 
 
+ROW = 16  # atoms of which a row holds a multiple: lanes of the widest registers
+
+
+def row_length(num_atoms: int) -> int:
+    """An odd multiple, so that rows begin in different sets of the cache."""
+    rows = -(-num_atoms // ROW)
+    return ROW * (rows + 1 - rows % 2)
+
+
 class Team(Emitter):
     """A kernel that several threads run together: ``begin`` is the number of one, ``end`` how many there are."""
 

@@ -15,9 +15,7 @@ from ..llvm import I64
 from ..native import Call, compiled, shares, vector_bytes
 from . import reciprocal
 from .system import System
-from .wave_parts import DOUBLE, LINES, THIRDS, WaveParts
-
-ROW = 16  # atoms of which a row holds a multiple: lanes of the widest registers
+from .wave_parts import DOUBLE, LINES, THIRDS, WaveParts, row_length
 
 
 class WaveTable:
@@ -51,8 +49,7 @@ class WaveTable:
         self.lines, self.used, self.weights = lines, counts > 0.0, w
         self.squared_eta = float(system.tables.inverse_eta[0]) ** -2
         tiles, blocks = -(-self.num_lines // LINES), -(-self.num_thirds // THIRDS)
-        row = -(-self.num_atoms // ROW)
-        stride = ROW * (row + 1 - row % 2)  # an odd multiple: rows begin in different sets of the cache
+        stride = row_length(self.num_atoms)
         self.sizes = stride, tiles, blocks * THIRDS
         self.extent = self.extent_of(counts)
         self.both, self.apart = self.padded(w[:, 0] + w[:, 1]), self.padded(w[:, 0] - w[:, 1])
@@ -191,7 +188,7 @@ class _Fill(WaveParts):
             with self.loop(0, num_lines) as number:
                 parts = []
                 for axis in range(2):
-                    power = self.add(self.mul(self.load_int(index, self.add(self.mul(number, 2), axis)), 2), 0)
+                    power = self.mul(self.load_int(index, self.add(self.mul(number, 2), axis)), 2)
                     offset = self.mul(self.mul(most, 2 * axis), stride)
                     parts += [self.wide(powers, self.add(row(self.add(power, k)), offset)) for k in range(2)]
                 parts[3] = self.builder.fmul(parts[3], self.all_lanes(self.scalar(sign, number)))
