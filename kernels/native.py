@@ -79,6 +79,13 @@ def compiled(name: str, recipe: str, source: Callable[[], str]):
 
 
 @lru_cache(None)
+def machine_code(kernel, dtype: torch.dtype, *options: int):
+    """Of an ``Emitter`` with a NAME that is made from the bits of a float, and whole numbers."""
+    bits = torch.finfo(dtype).bits
+    return compiled(kernel.NAME, f"{bits} {options}", lambda: kernel(bits, *options).source())
+
+
+@lru_cache(None)
 def _stamp() -> str:
     own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
     features = llvm.get_host_cpu_features().flatten()

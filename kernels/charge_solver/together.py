@@ -8,7 +8,6 @@ preconditioner is that of ``preconditioner.py`` with its waves summed explicitly
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..ewald.pair_table import PairTable
 from ..ewald.system import System
 from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
-from ..native import Call, compiled
+from ..native import Call, machine_code
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
@@ -91,7 +90,7 @@ class Together:
         tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
         tensors |= {"sums": torch.zeros(self.threads, SLOTS, dtype=torch.float64)}
         tensors |= {"numbers": self.numbers, "scalars": self.scalars}
-        self._call = Call(_iterations(pairs.dtype), [tensors[name] for name in TENSORS])
+        self._call = Call(machine_code(Iterations, pairs.dtype), [tensors[name] for name in TENSORS])
         self.moved(system)
 
     def moved(self, system: System) -> None:
@@ -139,9 +138,3 @@ class Together:
             raise exhausted(bound, self.tolerance)
         self.reports.append(Report(int(found["iterations"]), bound))
         return rows["q"][:n].clone(), self.scalars[SCALARS.index("multiplier")][None].clone()
-
-
-@cache
-def _iterations(dtype: torch.dtype):
-    bits = torch.finfo(dtype).bits
-    return compiled(Iterations.NAME, str(bits), lambda: Iterations(bits).source())

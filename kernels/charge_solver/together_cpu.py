@@ -20,8 +20,8 @@ SCALARS = ("constant", "average", "squared_eta", "target", "response", "multipli
 ROWS = ("q", "r", "d", "y", "z", "image", "response", "hardness", "widths", "root", "inside")
 NARROW_ROWS = ("x_narrow", "d_narrow")
 TENSORS = (
-    *ROWS, *NARROW_ROWS, "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart", "extent",
-    "near_extent", "coefficients", "sums", "numbers", "scalars",
+    *ROWS, *NARROW_ROWS, "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart",
+    "extent", "near_extent", "coefficients", "sums", "numbers", "scalars",
 )  # fmt: skip
 
 

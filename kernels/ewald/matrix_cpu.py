@@ -7,13 +7,12 @@ sines of multiples of a phase come by multiplication, and those of atoms that do
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..llvm import I32, I64, Emitter
-from ..native import compiled, launch, vector_bytes
+from ..native import launch, machine_code, vector_bytes
 from . import reciprocal
 from .op import PairList
 from .system import System
@@ -22,7 +21,7 @@ from .wave_parts import DOUBLE, Team
 
 def add_pairs(matrix: Tensor, values: Tensor, pairs: PairList, places: Tensor, size: int) -> None:
     """Add the entries of the pair list, values (P,), to a matrix (B size size,) of atoms at ``places`` (N,)."""
-    kernel = _compiled(_Pairs, values.dtype)
+    kernel = machine_code(_Pairs, values.dtype)
     tensors = [matrix, values, pairs.ptr, pairs.neighbour, places, torch.tensor([size])]
     launch(kernel, tensors, pairs.ptr, minimum_work=4096)
 
@@ -47,14 +46,8 @@ def phases(system: System, lattice: Tensor, dtype: torch.dtype) -> Tensor:
     vectors = stride // lanes
     numbers = torch.tensor([vectors, stride, most, len(used), tables.lines.shape[1], tables.waves.shape[3]])
     tensors = [out, base, powers, used.contiguous(), tables.lines.contiguous(), roots.contiguous(), numbers]
-    launch(_compiled(_Phases, dtype), tensors, len(angles) * vectors, minimum_work=1)
+    launch(machine_code(_Phases, dtype), tensors, len(angles) * vectors, minimum_work=1)
     return out[:, :, :n]
-
-
-@cache
-def _compiled(kernel, dtype: torch.dtype):
-    bits = torch.finfo(dtype).bits
-    return compiled(kernel.NAME, str(bits), lambda: kernel(bits).source())
 
 
 class _Pairs(Emitter):
@@ -99,15 +92,12 @@ class _Phases(Team):
             for axis in range(3):
                 rows = [self.add(self.mul(structure, 6), 3 * part + axis) for part in range(2)]
                 cosine, sine = (self.wide(base, self.add(self.mul(row, stride), atom)) for row in rows)
-                now = [self.variable(cosine.type) for _ in range(2)]
-                for variable, value in zip(now, (1.0, 0.0), strict=True):
-                    b.store(self.all_lanes(DOUBLE(value)), variable)
-                with self.loop(0, most) as number:
-                    c, s = (self.value(variable) for variable in now)
+
+                def keep(number, c, s, *, axis=axis, power_at=power_at):
                     for part, value in enumerate((c, s)):
                         self.store_wide(value, powers, power_at(axis, number, part))
-                    for variable, value in zip(now, self.turned(c, s, cosine, sine), strict=True):
-                        b.store(value, variable)
+
+                self.powers(cosine, sine, most, keep)
             with self.loop(0, count) as wave:
                 line, third = (self.load_int(used, self.add(self.mul(wave, 2), k)) for k in range(2))
                 place = self.mul(self.add(self.mul(structure, num_lines), line), 2)

@@ -7,14 +7,13 @@ computed in float64 and then rounded, so that boxes may be large; sums are kept 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
 from ..llvm import I32, I64, Emitter, Lanes, NarrowOperations, Operations
-from ..native import Call, compiled, launch, shares
+from ..native import Call, launch, machine_code, shares
 from . import formulas
 from .system import System
 
@@ -46,7 +45,7 @@ class PairTable:
         self._places = torch.cat([system.positions, system.squared_widths[:, None]], dim=1)
         tensors = [self.values, self.slopes, *self.vectors, self.pairs.ptr, self.pairs.neighbour, image]
         tensors += [self.pairs.batch, images, torch.tensor([images.shape[1]]), self._places, system.beta]
-        self._fill = Call(_kernel(_Fill, dtype), tensors)
+        self._fill = Call(machine_code(_Fill, dtype), tensors)
         self._rows = shares(self.pairs.ptr, WORK), shares(self.pairs.ptr, WORTH)
         self._fill(self._rows[0])
 
@@ -76,7 +75,7 @@ class PairTable:
         """sum_j f q_j (N,) from charges q (N,), float64."""
         out = torch.empty_like(q)
         tensors = [out, self.values, q.contiguous(), self.pairs.ptr, self.pairs.neighbour]
-        Call(_kernel(_Product, self.dtype), tensors)(self._rows[1])
+        Call(machine_code(_Product, self.dtype), tensors)(self._rows[1])
         return out
 
     def pull(self, u: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +85,7 @@ class PairTable:
         charges = torch.stack([u, q], dim=1).to(self.dtype)
         tensors = [phi, gradient, rows, self.values, self.slopes, *self.vectors, charges]
         tensors += [self.pairs.ptr, self.pairs.neighbour]
-        Call(_kernel(_Pull, self.dtype), tensors)(self._rows[0])
+        Call(machine_code(_Pull, self.dtype), tensors)(self._rows[0])
         strain = q.new_zeros(system.num_structures, 6).index_add_(0, system.batch, rows)
         return phi, gradient, strain[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].view(-1, 3, 3)
 
@@ -95,15 +94,10 @@ def _images(shift: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Lattice vectors (B, S, 4), the last of four zero, and for each entry which of them is its own (P,) int32."""
     most = int(shift.abs().max()) if len(shift) else 0
     width, image = 2 * most + 1, torch.empty(len(shift), dtype=torch.int32)
-    launch(_kernel(_Images, torch.float32), [image, shift, torch.tensor([most, width])], len(shift), minimum_work=65536)
+    tensors = [image, shift, torch.tensor([most, width])]
+    launch(machine_code(_Images, torch.float32), tensors, len(shift), minimum_work=65536)
     whole = torch.arange(-most, most + 1, dtype=cell.dtype)
     return image, torch.nn.functional.pad(torch.cartesian_prod(whole, whole, whole) @ cell, (0, 1))
-
-
-@cache
-def _kernel(kind, dtype: torch.dtype):
-    bits = torch.finfo(dtype).bits
-    return compiled(kind.NAME, str(bits), lambda: kind(bits).source())
 
 
 class _Rows(Emitter):

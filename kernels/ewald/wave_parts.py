@@ -82,6 +82,17 @@ class Team(Emitter):
             b.fadd(b.fmul(s, cosine), b.fmul(c, sine), flags=("contract",)),
         )
 
+    def powers(self, cosine, sine, count, keep: Callable) -> None:
+        """``keep(number, c, s)`` with cosine and sine of the multiples 0 ... count - 1 of a phase."""
+        now = [self.variable(cosine.type) for _ in range(2)]
+        for variable, value in zip(now, (1.0, 0.0), strict=True):
+            self.builder.store(self.all_lanes(DOUBLE(value)), variable)
+        with self.loop(0, count) as number:
+            c, s = (self.value(variable) for variable in now)
+            keep(number, c, s)
+            for variable, value in zip(now, self.turned(c, s, cosine, sine), strict=True):
+                self.builder.store(value, variable)
+
     def zeros(self, count: int):
         """Variables that hold vectors of zeros."""
         variables = [self.variable(self.vector(self.lanes)) for _ in range(count)]

@@ -6,16 +6,15 @@ See ``wave_parts.py`` for the tables, and ``reciprocal.py`` for the equations.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..llvm import I64
-from ..native import Call, compiled, shares, vector_bytes
+from ..native import Call, machine_code, shares, vector_bytes
 from . import reciprocal
 from .system import System
-from .wave_parts import DOUBLE, LINES, THIRDS, WaveParts, row_length
+from .wave_parts import LINES, THIRDS, WaveParts, row_length
 
 
 class WaveTable:
@@ -62,7 +61,7 @@ class WaveTable:
         sign = torch.where(lines[:, 1] < 0, -1.0, 1.0).double()
         numbers = torch.tensor([stride, most, self.num_lines, self.num_thirds])
         tensors = [self.line, self.third, self._base, powers, index, sign, numbers]
-        self._fill = Call(_compiled(_Fill, dtype), tensors)
+        self._fill = Call(machine_code(_Fill, dtype), tensors)
         self._pull, self._lanes = None, vector_bytes() // self.line.element_size()
 
     def padded(self, values: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class _Puller:
         numbers = torch.tensor([stride, tiles, thirds])
         tensors = [self.out, *self.charges, *self.factors, *coefficients, table.line, table.third]
         tensors += [table.both, table.apart, index, table.inverse.contiguous(), table.extent, numbers]
-        self.call = Call(_compiled(_Pull, dtype), tensors)
+        self.call = Call(machine_code(_Pull, dtype), tensors)
         self.by_all = self._by_all()
 
     def _by_all(self) -> Tensor:
@@ -148,12 +147,6 @@ class _Puller:
         return form
 
 
-@cache
-def _compiled(kernel, dtype: torch.dtype):
-    bits = torch.finfo(dtype).bits
-    return compiled(kernel.NAME, str(bits), lambda: kernel(bits).source())
-
-
 class _Fill(WaveParts):
     """The tables, of atoms vector begin ... end - 1; powers of exp(i phase) by multiplication."""
 
@@ -171,20 +164,16 @@ class _Fill(WaveParts):
 
             for axis in range(3):
                 cosine, sine = (self.wide(base, row(self.integer(3 * k + axis))) for k in range(2))
-                now = [self.variable(cosine.type) for _ in range(2)]
-                for variable, value in zip(now, (1.0, 0.0), strict=True):
-                    self.builder.store(self.all_lanes(DOUBLE(value)), variable)
-                with self.loop(0, most if axis < 2 else num_thirds) as power:
-                    c, s = (self.value(variable) for variable in now)
+
+                def keep(number, c, s, *, axis=axis, row=row):
                     for k, value in enumerate((c, s)):
-                        at = row(self.add(self.mul(power, 2), k))
-                        if axis < 2:
-                            at = self.add(at, self.mul(self.mul(most, 2 * axis), stride))
-                            self.store_wide(value, powers, at)
-                        else:
+                        at = row(self.add(self.mul(number, 2), k))
+                        if axis == 2:
                             self.store(self.narrow(value), third, at)
-                    for variable, value in zip(now, self.turned(c, s, cosine, sine), strict=True):
-                        self.builder.store(value, variable)
+                        else:
+                            self.store_wide(value, powers, self.add(at, self.mul(self.mul(most, 2 * axis), stride)))
+
+                self.powers(cosine, sine, most if axis < 2 else num_thirds, keep)
             with self.loop(0, num_lines) as number:
                 parts = []
                 for axis in range(2):

@@ -12,14 +12,12 @@ Spreading shares out planes of the mesh along the first axis. A thread visits ev
 after plane in ascending order, so that each point sums its atoms in the same order for any number of threads.
 """
 
-from functools import cache
-
 import torch
 from llvmlite import ir
 from torch import Tensor
 
 from ..llvm import I32, I64, Emitter, chunk_plan
-from ..native import Call, compiled, launch, shares
+from ..native import Call, launch, machine_code, shares
 from .bins import Bins, segments
 from .naive import components, polynomials
 
@@ -29,11 +27,11 @@ def sort(x: Tensor, dims: tuple[int, int, int], p: int) -> Bins:
     num_atoms, num_bins = x.shape[0], dims[0] * dims[1] * segments(dims[2])
     start, place, key = x.new_empty(num_atoms, 3, dtype=torch.int64), torch.empty_like(x), _integers(num_atoms)
     sizes = torch.tensor([*dims, segments(dims[2])])
-    launch(_compiled(_Locate, x.dtype, p), [start, place, key, x, sizes], num_atoms)
+    launch(machine_code(_Locate, x.dtype, p), [start, place, key, x, sizes], num_atoms)
     ptr = torch.zeros(num_bins + 1, dtype=torch.int64)
     bins = Bins(_integers(num_atoms), ptr, torch.empty_like(start), torch.empty_like(place))
     count = torch.tensor([num_atoms, num_bins])
-    launch(_compiled(_Sort, x.dtype), [*bins, start, place, key, count], 1)
+    launch(machine_code(_Sort, x.dtype), [*bins, start, place, key, count], 1)
     return bins
 
 
@@ -42,7 +40,7 @@ def gather(mesh: Tensor, bins: Bins, order: int, p: int) -> Tensor:
     num_atoms = bins.order.shape[0]
     out = mesh.new_empty(num_atoms, len(components(order)))
     sizes = torch.tensor([*mesh.shape, segments(mesh.shape[2])])
-    launch(_compiled(_Gather, mesh.dtype, p, order), [out, mesh, *bins, sizes], num_atoms, minimum_work=64)
+    launch(machine_code(_Gather, mesh.dtype, p, order), [out, mesh, *bins, sizes], num_atoms, minimum_work=64)
     return out
 
 
@@ -51,7 +49,7 @@ def spread(c: Tensor, bins: Bins, dims: tuple[int, int, int], order: int, p: int
     out = c.new_empty(dims)
     sizes = torch.tensor([*dims, segments(dims[2])])
     planes = _work(bins, dims, p)
-    launch(_compiled(_Spread, c.dtype, p, order), [out, c, *bins, sizes], planes, minimum_work=8192)
+    launch(machine_code(_Spread, c.dtype, p, order), [out, c, *bins, sizes], planes, minimum_work=8192)
     return out
 
 
@@ -62,8 +60,8 @@ class Stencils:
         bins, num_atoms = sort(x, dims, p), x.shape[0]
         sizes = torch.tensor([*dims, segments(dims[2])])
         self.mesh, self.values = x.new_empty(dims), x.new_empty(num_atoms)
-        self._spread = Call(_compiled(_Spread, x.dtype, p, 0), [self.mesh, self.values, *bins, sizes])
-        self._gather = Call(_compiled(_Gather, x.dtype, p, 0), [self.values, self.mesh, *bins, sizes])
+        self._spread = Call(machine_code(_Spread, x.dtype, p, 0), [self.mesh, self.values, *bins, sizes])
+        self._gather = Call(machine_code(_Gather, x.dtype, p, 0), [self.values, self.mesh, *bins, sizes])
         self._planes = shares(_work(bins, dims, p), minimum_work=8192)
         self._atoms = shares(num_atoms, minimum_work=64)
 
@@ -89,12 +87,6 @@ def _work(bins: Bins, dims: tuple[int, int, int], p: int) -> Tensor:
     work = torch.zeros(dims[0] + 1, dtype=torch.int64)
     torch.cumsum(touching + dims[1] * dims[2] // 64, 0, out=work[1:])
     return work
-
-
-@cache
-def _compiled(kernel, dtype: torch.dtype, *options: int):
-    bits = torch.finfo(dtype).bits
-    return compiled(kernel.NAME, f"{bits} {options}", lambda: kernel(bits, *options).source())
 
 
 class _Locate(Emitter):
