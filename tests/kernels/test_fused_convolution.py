@@ -99,7 +99,7 @@ def test_all_derivatives(program, dtype, device):
 def test_sizes(num_nodes, num_edges, device):
     """No nodes, no edges, one node that is its own neighbour, degree 2,000."""
     if device == "interpreter" and num_edges > 40:
-        pytest.skip("the interpreter takes minutes; smaller cases are tested in it")
+        pytest.skip("the interpreter takes two minutes; smaller cases are tested in it")
     edges = Adjacency.from_edges(torch.randint(max(num_nodes, 1), (2, num_edges)), num_nodes)
     check(Program("3x0e+2x1o", "0e+1o", "0e+1o+1e"), edges, torch.float64, device)
 

@@ -102,8 +102,6 @@ def compare(dims, p, num_atoms, order, dtype, device):
 @pytest.mark.parametrize(("dims", "p", "num_atoms"), MESHES)
 def test_kernels(dims, p, num_atoms, dtype, device, monkeypatch):
     """Kernels must write everything: the memory that they are given is full of NaN."""
-    if device == "interpreter" and (p > 5 or (dtype == torch.float32 and dims[2] > 30)):
-        pytest.skip("the interpreter takes minutes; smaller cases are tested in it")
     for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty_like")):
         original = getattr(owner, name)
 
@@ -490,8 +488,6 @@ def test_thick_slabs_meet_their_images(rng):
 @DTYPES
 def test_potential(dtype, rng, device):
     """All ways to the potential agree, and it is what the form is the sum of."""
-    if device == "interpreter" and dtype == torch.float32:
-        pytest.skip("the interpreter takes minutes, and runs this in float64")
     cell = skewed(rng).to(dtype)
     x = torch.from_numpy(rng.uniform(-2.0, 2.0, (3, 3))).to(dtype) @ cell
     u, q = (torch.from_numpy(rng.normal(size=3)).to(dtype) for _ in range(2))

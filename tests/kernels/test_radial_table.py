@@ -83,7 +83,7 @@ def derivatives(function, tensors, probes) -> list[torch.Tensor]:
 )
 def test_kernels(num_edges, num_intervals, width, dtype, device):
     if device == "interpreter" and num_edges > 100:
-        pytest.skip("the interpreter takes minutes; smaller cases are tested in it")
+        pytest.skip("the interpreter takes half a minute; smaller cases are tested in it")
     tensors, intervals = problem(num_edges, num_intervals, width, dtype)
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
     there = [[tensor.to(place(device)) for tensor in group] for group in (tensors, probes)]
