@@ -75,7 +75,7 @@ def test_form_and_derivatives(name, dtype, threads, rng, monkeypatch):
     value = reciprocal.form(u, q, moved, lattice)[0]
     by_position, by_strain = torch.autograd.grad(value, (leaf, deformation), materialize_grads=True)
     size = float(system.positions.new_tensor(float(u.norm() * q.norm())) * table.weights.sum())
-    assert abs(float((form - value).detach()) <= TOLERANCE[dtype] * max(size, 1e-30)
+    assert abs(float((form - value).detach())) <= TOLERANCE[dtype] * max(size, 1e-30)
     scale = float(by_position.norm()) if n > 1 else size
     assert float((gradient - old[0] - by_position).norm()) <= TOLERANCE[dtype] * max(scale, 1e-30) + 1e-14
     if not system.has_slabs:
