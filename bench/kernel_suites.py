@@ -58,6 +58,7 @@ def suites(problems: list[str], dtype: torch.dtype) -> list[tuple[str, Suite]]:
 
 
 def convolution(program, dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
+    from fastlr.kernels.tabulated_product import triton as tabulated
     from fastlr.kernels.tensor_product import triton
 
     def variant(name: str, kernel, indices: list[str], block: int) -> Variant:
@@ -66,14 +67,23 @@ def convolution(program, dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
 
     gathers = (("forward", ONE, False), ("backward x", ONE, True), ("double backward g", DOUBLE["dg"], False),
                ("double backward x", DOUBLE["dx"], True))  # fmt: skip
-    for name, terms, transposed in gathers:
-        for number, (mul, kernel) in enumerate(triton.gather_kernels(program, terms, transposed, dtype)):
-            yield variant(f"{name} {number}", kernel, ["ptr", "edge", "node"], triton.candidates(mul)[0].block)
-    indices = {"by edge": ["destination", "node"], "by node": ["ptr", "edge", "node"]}
-    for name, terms in (("backward edges", ONE), ("double backward edges", DOUBLE["edges"])):
-        for how in indices:
-            for number, kernel in enumerate(triton.edge_gradients_kernels(program, terms, dtype, how == "by edge")):
-                yield variant(f"{name} {how} {number}", kernel, indices[how], triton.LANES)
+    for prefix, weights, more in (("", triton.Streamed, []), ("tabulated ", tabulated.Interpolated, ["interval"])):
+        for name, terms, transposed in gathers:
+            for number, (mul, kernel) in enumerate(triton.gather_kernels(program, terms, transposed, dtype, weights)):
+                indices = ["ptr", "edge", "node", *more]
+                yield variant(f"{prefix}{name} {number}", kernel, indices, triton.candidates(mul)[0].block)
+    by = {"by edge": ["destination", "node"], "by node": ["ptr", "edge", "node"]}
+    for name, terms, keep, more in (
+        ("backward edges", ONE, triton.WeightGradients, []),
+        ("double backward edges", DOUBLE["edges"], triton.WeightGradients, []),
+        ("backward weights", ONE, triton.WeightGradientsAlone, []),
+        ("double backward weights", DOUBLE["edges"], triton.WeightGradientsAlone, []),
+        ("tabulated backward edges", ONE, tabulated.CoefficientGradients, ["interval"]),
+    ):
+        for how, indices in by.items():
+            kernels = triton.edge_gradients_kernels(program, terms, dtype, how == "by edge", keep)
+            for number, kernel in enumerate(kernels):
+                yield variant(f"{name} {how} {number}", kernel, [*indices, *more], triton.LANES)
 
 
 def edge_basis(l_max: int, dtype: torch.dtype, lanes: int) -> Iterator[Variant]:

@@ -14,7 +14,7 @@ import torch
 
 from .errors import BackendError
 
-OPERATIONS = ("tensor_product", "edge_basis", "radial_table", "charge_equilibration")
+OPERATIONS = ("tensor_product", "edge_basis", "tabulated_product", "charge_equilibration")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Backend:
 
     Attributes:
         implements: operation -> "module:attribute". ``tensor_product`` is a factory that takes a ``Program``, a device
-            and a float type and returns a module; the other operations are plain functions.
+            and a float type and returns a module, ``tabulated_product`` one that takes a ``Program``; the other
+            operations are plain functions.
         obstacle: given a device and a float type, says why the backend cannot serve there, or returns None.
     """
 
@@ -55,7 +56,7 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 _FUSED = {
     "tensor_product": "fastlr.backends:_fused_tensor_product",
     "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
-    "radial_table": "fastlr.kernels.radial_table.op:interpolate",
+    "tabulated_product": "fastlr.kernels.tabulated_product.op:TabulatedConvolution",
     "charge_equilibration": "fastlr.kernels.charge_solver.op:equilibrate",
 }
 BACKENDS = {
@@ -66,7 +67,7 @@ BACKENDS = {
             {
                 "tensor_product": "fastlr.backends:_reference_tensor_product",
                 "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
-                "radial_table": "fastlr.kernels.radial_table.naive:interpolate",
+                "tabulated_product": "fastlr.kernels.tabulated_product.naive:NaiveTabulatedConvolution",
                 "charge_equilibration": "fastlr.kernels.charge_solver.naive:equilibrate",
             },
             lambda device, dtype: None,
@@ -130,10 +131,9 @@ class Operations:
         """See ``kernels/edge_basis/naive.py``."""
         return self._function("edge_basis")
 
-    @property
-    def radial_table(self):
-        """See ``kernels/radial_table/naive.py``."""
-        return self._function("radial_table")
+    def tabulated_product(self, program) -> torch.nn.Module:
+        """A module that convolves according to ``program`` with weights from a table."""
+        return self._function("tabulated_product")(program).to(self.device)
 
     def offers(self, operation: str) -> bool:
         """Whether the named backend itself serves ``operation``."""

@@ -85,27 +85,33 @@ def edge_basis_error(operations: Operations, r_max: float, num_bessels: int, p: 
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
-def radial_table_error(operations: Operations, width: int) -> float:
-    """Worst relative RMS error of interpolation from a random table and its two gradients."""
+def tabulated_product_error(convolution: torch.nn.Module, program: Program, device, dtype) -> float:
+    """Worst relative RMS error of a convolution with weights from a random table, and of its four gradients."""
     from .kernels.radial_table.intervals import Intervals
-    from .kernels.radial_table.naive import interpolate, spline_coefficients
+    from .kernels.radial_table.naive import spline_coefficients
+    from .kernels.tabulated_product.naive import NaiveTabulatedConvolution
 
     generator = torch.Generator().manual_seed(0)
-    num_intervals, num_edges = 9, 31
-    positions = torch.rand(num_edges, generator=generator, dtype=torch.float64) * num_intervals
-    intervals = Intervals.from_positions(positions, num_intervals)
-    coefficients = spline_coefficients(positions - intervals.interval).to(operations.dtype)
-    table, probe = (
-        torch.randn(rows, width, generator=generator).to(operations.dtype) for rows in (num_intervals + 5, num_edges)
+    num_nodes, num_edges, num_intervals = 5, 17, 9
+    edges = Adjacency.from_edges(torch.randint(num_nodes, (2, num_edges), generator=generator), num_nodes)
+    places = torch.rand(num_edges, generator=generator, dtype=torch.float64) * num_intervals
+    intervals = Intervals.from_positions(places, num_intervals)
+    shapes = (
+        (num_nodes, program.irreps_in.dim),
+        (num_edges, program.irreps_edge.dim),
+        (num_intervals + 5, program.weight_numel),
+        (num_nodes, program.irreps_out.dim),
     )
+    x, angular, table, probe = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+    inputs = [x, angular, spline_coefficients(places - intervals.interval).to(dtype), table]
 
     def values_and_gradients(function, device, dtype):
-        leaves = [x.to(device, dtype).requires_grad_(True) for x in (coefficients, table)]
-        out = function(*leaves, Intervals(*(tensor.to(device) for tensor in intervals)))
-        return [out, *torch.autograd.grad(out, leaves, probe.to(device, dtype))]
+        leaves = [x.to(device, dtype).requires_grad_(True) for x in inputs]
+        z = function(*leaves, Intervals(*(tensor.to(device) for tensor in intervals)), edges.to(device))
+        return [z, *torch.autograd.grad(z, leaves, probe.to(device, dtype))]
 
-    active = values_and_gradients(operations.radial_table, operations.device, operations.dtype)
-    reference = values_and_gradients(interpolate, "cpu", torch.float64)
+    active = values_and_gradients(convolution, device, dtype)
+    reference = values_and_gradients(NaiveTabulatedConvolution(program), "cpu", torch.float64)
     return max(relative_rms(a.detach().cpu(), b.detach()) for a, b in zip(active, reference, strict=True))
 
 
@@ -161,9 +167,11 @@ def check_parity(model: torch.nn.Module, operations: Operations, only: Collectio
         elif operation == "edge_basis":
             config = model.config
             error = edge_basis_error(operations, config.r_max, config.num_bessels, config.cutoff_p, config.l_max)
-        elif operation == "radial_table":
-            widths = {layer.program.weight_numel for layer in _layers(model)}
-            error = max(radial_table_error(operations, width) for width in widths)
+        elif operation == "tabulated_product":
+            error = max(
+                tabulated_product_error(layer.tabulated_convolution, layer.program, operations.device, operations.dtype)
+                for layer in _layers(model)
+            )
         elif operation == "charge_equilibration":
             charged = any(isinstance(module, ChargeEquilibration) for module in model.modules())
             if not charged:
@@ -183,11 +191,11 @@ def check_backend(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
     """
     operations = resolve(name, device, dtype)
     program = Program("4x0e+4x1o+4x2e", "1x0e+1x1o+1x2e", "1x0e+1x1o+1x2e")
-    convolution = operations.tensor_product(program)
+    convolution, tabulated = operations.tensor_product(program), operations.tabulated_product(program)
     errors = {
         "tensor_product": tensor_product_error(convolution, program, operations.device, dtype),
         "edge_basis": edge_basis_error(operations, 5.0, 8, 6.0, 2),
-        "radial_table": radial_table_error(operations, 37),
+        "tabulated_product": tabulated_product_error(tabulated, program, operations.device, dtype),
         "charge_equilibration": charge_equilibration_error(operations),
     }
     return [_accepted(Parity(name, operations.chosen[name], error), dtype) for name, error in errors.items()]

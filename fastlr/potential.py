@@ -143,7 +143,7 @@ class Potential:
         dense = operations.chosen["charge_equilibration"] == "reference"
         self._memory = MemoryModel.of_autograd(self.model, dense)
         # those who choose float64 want the digits that a table's derivatives lack
-        if operations.chosen["radial_table"] != "reference" and self.config.torch_dtype == torch.float32:
+        if operations.chosen["tabulated_product"] != "reference" and self.config.torch_dtype == torch.float32:
             self.tables = tabulate(self.model, keep=True)
         return self
 

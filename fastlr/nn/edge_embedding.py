@@ -39,8 +39,7 @@ class EdgeEmbedding(nn.Module):
 
     def table(self, lengths: Tensor, num_intervals: int, dtype: torch.dtype, kept: dict | None = None) -> Tabulated:
         """A table with ``num_intervals`` intervals for edges of ``lengths`` (E,)."""
-        interpolate = self.operations.radial_table
-        return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, interpolate, kept)
+        return tabulated(lengths, num_intervals, self.r_max, self.roots, self.p, dtype, kept)
 
     def table_of(self, network, num_intervals: int) -> Tensor:
         """(M + 5, outputs of the network) float64: a table of M intervals; see ``kernels/radial_table/naive.py``."""

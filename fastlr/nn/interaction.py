@@ -46,7 +46,7 @@ class InteractionLayer(nn.Module):
         self.program = Program(self.irreps_in, irreps_edge, self.gate.irreps_in)
         self.linear_1 = Linear(self.irreps_in, self.irreps_in)
         self.radial_network = ScalarMLP([*radial_dims, self.program.weight_numel])
-        self.convolution = operations.tensor_product(self.program)
+        self.use(operations)
         self.linear_2 = Linear(self.program.irreps_out, self.gate.irreps_in)
         self.self_connection = (
             SelfConnection(self.irreps_in, num_attributes, self.gate.irreps_in) if self_connection else None
@@ -71,7 +71,12 @@ class InteractionLayer(nn.Module):
             edges: the graph.
             norm: (N, 1) or (1, 1), 1 / sqrt(average number of neighbours) of the source atoms.
         """
-        z = self.convolution(self.linear_1(x) * norm, angular, radial.weights(self.radial_network), edges)
+        h = self.linear_1(x) * norm
+        if isinstance(radial, Tabulated):
+            table = radial.table(self.radial_network)
+            z = self.tabulated_convolution(h, angular, radial.coefficients, table, radial.intervals, edges)
+        else:
+            z = self.convolution(h, angular, self.radial_network(radial.basis), edges)
         z = self.linear_2(z)
         if self.self_connection is not None:
             z = z + self.self_connection(x, attributes)
@@ -81,3 +86,4 @@ class InteractionLayer(nn.Module):
     def use(self, operations: Operations) -> None:
         """Replace the kernels."""
         self.convolution = operations.tensor_product(self.program)
+        self.tabulated_convolution = operations.tabulated_product(self.program)

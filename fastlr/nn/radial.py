@@ -20,10 +20,6 @@ class EveryEdge(NamedTuple):
 
     basis: Tensor
 
-    def weights(self, network: Callable) -> Tensor:
-        """(E, outputs of the network)."""
-        return network(self.basis)
-
 
 class Tabulated(NamedTuple):
     """The network is evaluated in float64 at the sites of a table; see ``kernels/radial_table/naive.py``.
@@ -32,36 +28,33 @@ class Tabulated(NamedTuple):
         basis: (M + 5, num_bessels) float64, the radial basis at the sites.
         coefficients: (E, 6), splines at the edges.
         intervals: of the edges.
-        interpolate: the kernel in use.
         kept: tables of networks that do not change any more, by network; None while they do.
     """
 
     basis: Tensor
     coefficients: Tensor
     intervals: Intervals
-    interpolate: Callable
     kept: dict[Callable, Tensor] | None = None
-
-    def weights(self, network: Callable) -> Tensor:
-        """(E, outputs of the network)."""
-        if self.kept is None:
-            return self.interpolate(self.coefficients, self.table(network), self.intervals)
-        if network not in self.kept:
-            with torch.no_grad():
-                self.kept[network] = self.table(network)
-        return self.interpolate(self.coefficients, self.kept[network], self.intervals)
 
     def table(self, network: Callable) -> Tensor:
         """(M + 5, outputs of the network)."""
+        if self.kept is None:
+            return self._made(network)
+        if network not in self.kept:
+            with torch.no_grad():
+                self.kept[network] = self._made(network)
+        return self.kept[network]
+
+    def _made(self, network: Callable) -> Tensor:
         table = network(self.basis, site_weights(self.basis.shape[0] - 5, self.basis.device))
         return table.to(self.coefficients.dtype)
 
 
-def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, interpolate, kept=None) -> Tabulated:
+def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, kept=None) -> Tabulated:
     """Tables of ``num_intervals`` intervals for edges of ``lengths`` (E,), float64; beyond the cutoff all is zero."""
     scaled = lengths * (num_intervals / r_max)
     intervals = Intervals.from_positions(scaled, num_intervals)
     coefficients = spline_coefficients(scaled - intervals.interval)
     coefficients = torch.where((lengths < r_max)[:, None], coefficients, 0.0)
     x = sites(num_intervals).to(lengths) / num_intervals
-    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, interpolate, kept)
+    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, kept)

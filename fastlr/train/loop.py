@@ -117,7 +117,7 @@ def train(
 
 def backend_serves_tables(operations: Operations) -> bool:
     """Whether tables are worth their while; the reference stays what it is, the plain evaluation of the model."""
-    return operations.backend != "reference" and operations.offers("radial_table")
+    return operations.backend != "reference" and operations.offers("tabulated_product")
 
 
 def _default_output(config: dict | str | Path) -> Path:

@@ -56,6 +56,45 @@ def _compiled(kernel: type["Kernel"], program: Program, terms: tuple, dtype: tor
     return compiled(kernel.NAME, recipe, lambda: kernel(program, terms, bits, *options).source())
 
 
+class Streamed:
+    """Weights of edges from memory, for each edge of a tile a row.
+
+    Args:
+        emitter: the kernel that reads them.
+        tensors: pointers to each w.
+        w_dim: weights of an edge.
+    """
+
+    EXTRA_TENSORS = 0  # beside one for each w
+
+    def __init__(self, emitter: Emitter, tensors: list, w_dim: int):
+        self.emitter, self.tensors, self.w_dim = emitter, tensors, w_dim
+        self.offset, self.ahead = (emitter.variable(I64, TILE) for _ in range(2))
+
+    def fill(self, s, edge, ahead) -> None:
+        """Make place ``s`` of the tile ready for an edge; ``ahead`` is one that comes later."""
+        e = self.emitter
+        for offsets, number in ((self.offset, edge), (self.ahead, ahead)):
+            e.builder.store(e.mul(number, self.w_dim), e.at(offsets, s, I64))
+
+    def start(self, s, channel, width: int) -> None:
+        """Turn to a vector of channels of the edge at place ``s``."""
+        e = self.emitter
+        self.rows, self.coming = (
+            [e.at(tensor, e.add(e.load_int(offsets, s), channel)) for tensor in self.tensors]
+            for offsets in (self.offset, self.ahead)
+        )
+
+    def load(self, place: int, width: int, used: int) -> list:
+        """A vector of each w, ``place`` floats after the channel."""
+        return [self.emitter.load(row, place, width, used) for row in self.rows]
+
+    def ask(self, place: int) -> None:
+        """For what comes later: weights are what comes from far."""
+        for row in self.coming:
+            self.emitter.prefetch(row, place)
+
+
 class Kernel(Emitter):
     """A kernel that takes its own tensors and then all w, all Y and all v that its terms number.
 
@@ -65,15 +104,17 @@ class Kernel(Emitter):
 
     NAME: str
     OWN_TENSORS: int
+    WEIGHTS = Streamed
 
     def __init__(self, program: Program, terms: tuple[tuple[int, int, int], ...], bits: int):
         counts = [1 + max(numbers) for numbers in zip(*terms, strict=True)]
+        counts[0] += self.WEIGHTS.EXTRA_TENSORS
         super().__init__(self.NAME, bits, self.OWN_TENSORS + sum(counts))
         self.program, self.terms = program, terms
-        own, rest = self.tensors[: self.OWN_TENSORS], self.tensors[self.OWN_TENSORS :]
-        self.own = own
-        self.w, self.y, self.v = rest[: counts[0]], rest[counts[0] : counts[0] + counts[1]], rest[-counts[2] :]
+        self.own, rest = self.tensors[: self.OWN_TENSORS], self.tensors[self.OWN_TENSORS :]
+        w, self.y, self.v = rest[: counts[0]], rest[counts[0] : counts[0] + counts[1]], rest[-counts[2] :]
         self.w_dim, self.y_dim = program.weight_numel, program.irreps_edge.dim
+        self.weights = self.WEIGHTS(self, w, self.w_dim)
 
 
 class Gather(Kernel):
@@ -91,7 +132,7 @@ class Gather(Kernel):
         for path in paths:
             for combination in path.matrix.values():
                 self.entries.setdefault(combination, len(self.entries))
-        self.w_offset, self.w_ahead, self.v_offset = (self.variable(I64, TILE) for _ in range(3))
+        self.v_offset = self.variable(I64, TILE)
         y_tiles = [self.variable(self.float, self.y_dim * TILE) for _ in self.y]
         self.tables = [self.variable(self.float, len(self.entries) * TILE) for _ in self.y]
 
@@ -107,13 +148,8 @@ class Gather(Kernel):
                     index = self.add(first, s)
                     edge_id = self.load_int(edge, index)
                     ahead = self.load_int(edge, self.minimum(self.add(index, TILE), final))
-                    source = self.load_int(node, edge_id)
-                    for offsets, value, dim in (
-                        (self.w_offset, edge_id, self.w_dim),
-                        (self.w_ahead, ahead, self.w_dim),
-                        (self.v_offset, source, v_dim),
-                    ):
-                        self.builder.store(self.mul(value, dim), self.at(offsets, s, I64))
+                    self.weights.fill(s, edge_id, ahead)
+                    self.builder.store(self.mul(self.load_int(node, edge_id), v_dim), self.at(self.v_offset, s, I64))
                     for tensor, tile in zip(self.y, y_tiles, strict=True):
                         attributes = self.at(tensor, self.mul(edge_id, self.y_dim))
                         for j in range(self.y_dim):
@@ -142,10 +178,8 @@ class Gather(Kernel):
                     sums[place] = self.variable(self.vector(width))
                     self.builder.store(self.load(row, self.add(place, channel), width, used), sums[place])
         with self.loop(0, count) as s:
-            w_rows, coming, v_rows = (
-                [self.at(tensor, self.add(self.load_int(offsets, s), channel)) for tensor in tensors]
-                for tensors, offsets in ((self.w, self.w_offset), (self.w, self.w_ahead), (self.v, self.v_offset))
-            )
+            self.weights.start(s, channel, width)
+            v_rows = [self.at(tensor, self.add(self.load_int(self.v_offset, s), channel)) for tensor in self.v]
             tables = [self.at(table, s) for table in self.tables]
             loaded = {}  # components of v that paths share
             for path in paths:
@@ -157,11 +191,11 @@ class Gather(Kernel):
                             loaded[v, place] = self.load(v_rows[v], place, width, used)
                         entry = self.broadcast(tables[y], self.entries[combination] * TILE, width)
                         products[w][k] = self.fma(entry, loaded[v, place], products[w].get(k))
+                weights = self.weights.load(path.weight, width, used)
+                self.weights.ask(path.weight)
                 for w, components in products.items():
-                    weight = self.load(w_rows[w], path.weight, width, used)
-                    self.prefetch(coming[w], path.weight)  # the weights are what comes from far
                     for k, value in components.items():
-                        self.accumulate(sums[path.target.places[k]], weight, value)
+                        self.accumulate(sums[path.target.places[k]], weights[w], value)
         for place, accumulator in sums.items():
             self.store(self.value(accumulator), row, self.add(place, channel), used)
 
@@ -191,37 +225,56 @@ class EdgeGradients(Kernel):
     def __init__(self, program: Program, terms: tuple, bits: int, need_y: bool):
         super().__init__(program, terms, bits)
         self.need_y = need_y
-        dw, dy, ptr, edge, node, g = self.own
-        blocks = defaultdict(list)  # the paths of each input block
-        for path in program.contractions():
-            blocks[path.source, path.mul].append(path)
-        widths = {width for _, mul in blocks for _, _, width, _ in chunk_plan(mul, self.lanes)}
-        sums = {(width, j): self.variable(self.vector(width)) for width in widths for j in range(self.y_dim)}
-
+        self.dw, self.dy, ptr, edge, node, g = self.own
+        self.prepare()
         with self.loop(self.begin, self.end) as n:
-            self.g_row = self.at(g, self.mul(n, program.irreps_out.dim))
-            with self.loop(self.load_int(ptr, n), self.load_int(ptr, self.add(n, 1))) as index:
-                edge_id = self.load_int(edge, index)
-                w_offset, y_offset = self.mul(edge_id, self.w_dim), self.mul(edge_id, self.y_dim)
-                v_offset = self.mul(self.load_int(node, edge_id), program.irreps_in.dim)
-                self.dw_row = self.at(dw, w_offset)
-                self.w_rows, self.y_rows, self.v_rows = (
-                    [self.at(tensor, offset) for tensor in tensors]
-                    for tensors, offset in ((self.w, w_offset), (self.y, y_offset), (self.v, v_offset))
-                )
-                for (width, _), accumulator in sums.items():
-                    self.builder.store(self.constant(0.0, width), accumulator)
-                for (_, mul), paths in blocks.items():
-                    for start, vectors, width, used in chunk_plan(mul, self.lanes):
-                        with self.loop(0, vectors) as chunk:
-                            self.block(paths, sums, self.add(start, self.mul(chunk, width)), width, used)
-                for j in range(self.y_dim if need_y else 0):
-                    total = None
-                    for width in sorted(widths):
-                        total = self.sum(total, self.reduce(self.value(sums[width, j])))
-                    self.builder.store(total, self.at(self.at(dy, y_offset), j))
+            self.of_node(n, ptr, edge, node, g)
 
-    def block(self, paths: list[Contraction], sums: dict, channel, width: int, used: int) -> None:
+    def prepare(self) -> None:
+        """What all nodes need."""
+        self.blocks = defaultdict(list)  # the paths of each input block
+        for path in self.program.contractions():
+            self.blocks[path.source, path.mul].append(path)
+        self.widths = sorted({width for _, mul in self.blocks for _, _, width, _ in chunk_plan(mul, self.lanes)})
+        self.sums = self.sums_over_channels(self.y_dim)
+
+    def sums_over_channels(self, count: int) -> dict:
+        """A vector of each width for each of so many sums."""
+        return {(width, j): self.variable(self.vector(width)) for width in self.widths for j in range(count)}
+
+    def clear(self, sums: dict) -> None:
+        """Set sums over the channels to zero."""
+        for (width, _), accumulator in sums.items():
+            self.builder.store(self.constant(0.0, width), accumulator)
+
+    def total(self, sums: dict, j: int):
+        """A sum over the channels."""
+        total = None
+        for width in self.widths:
+            total = self.sum(total, self.reduce(self.value(sums[width, j])))
+        return total
+
+    def of_node(self, n, ptr, edge, node, g) -> None:
+        """All edges of a node."""
+        self.g_row = self.at(g, self.mul(n, self.program.irreps_out.dim))
+        with self.loop(self.load_int(ptr, n), self.load_int(ptr, self.add(n, 1))) as index:
+            edge_id = self.load_int(edge, index)
+            y_offset = self.mul(edge_id, self.y_dim)
+            v_offset = self.mul(self.load_int(node, edge_id), self.program.irreps_in.dim)
+            self.y_rows = [self.at(tensor, y_offset) for tensor in self.y]
+            self.v_rows = [self.at(tensor, v_offset) for tensor in self.v]
+            self.weights.fill(0, edge_id, edge_id)
+            self.clear(self.sums)
+            self.open(edge_id)
+            for (_, mul), paths in self.blocks.items():
+                for start, vectors, width, used in chunk_plan(mul, self.lanes):
+                    with self.loop(0, vectors) as chunk:
+                        self.block(paths, self.add(start, self.mul(chunk, width)), width, used)
+            for j in range(self.y_dim if self.need_y else 0):
+                self.builder.store(self.total(self.sums, j), self.at(self.dy, self.add(y_offset, j)))
+            self.close(edge_id)
+
+    def block(self, paths: list[Contraction], channel, width: int, used: int) -> None:
         """All paths of one input block for one edge and one vector of channels."""
 
         def load(row, place):
@@ -229,6 +282,7 @@ class EdgeGradients(Kernel):
 
         v = {number: [load(self.v_rows[number], place) for place in paths[0].source.places]
              for number in sorted({number for _, _, number in self.terms})}  # fmt: skip
+        self.weights.start(0, channel, width)
         for path in paths:
             gradient = [load(self.g_row, place) for place in path.target.places]
             s = {}  # number of v -> {j: S_j}
@@ -238,12 +292,25 @@ class EdgeGradients(Kernel):
                     product = self.builder.fmul(components[i], gradient[k])
                     for j, coefficient in combination:
                         s[number][j] = self.fma(self.constant(coefficient, width), product, s[number].get(j))
-            used_weights = {w for w, _, _ in self.terms} if self.need_y else ()
-            weights = {number: load(self.w_rows[number], path.weight) for number in used_weights}
-            total = None
+            weights = self.weights.load(path.weight, width, used) if self.need_y else None
+            totals = {}  # number of w -> what its weights are the factors of
             for w, y, number in self.terms:
                 for j, value in s[number].items():
-                    total = self.fma(self.broadcast(self.y_rows[y], j, width), value, total)
+                    totals[w] = self.fma(self.broadcast(self.y_rows[y], j, width), value, totals.get(w))
                     if self.need_y:
-                        self.accumulate(sums[width, j], weights[w], value)
-            self.store(total, self.dw_row, self.add(path.weight, channel), used)
+                        self.accumulate(self.sums[width, j], weights[w], value)
+            self.keep(totals, path.weight, channel, width, used)
+
+    def open(self, edge_id) -> None:
+        """An edge begins."""
+        self.dw_row = self.at(self.dw, self.mul(edge_id, self.w_dim))
+
+    def keep(self, totals: dict, place: int, channel, width: int, used: int) -> None:
+        """Gradients by the weights of a vector of channels."""
+        total = None
+        for value in totals.values():
+            total = self.sum(total, value)
+        self.store(total, self.dw_row, self.add(place, channel), used)
+
+    def close(self, edge_id) -> None:
+        """An edge is done."""

@@ -38,15 +38,46 @@ class Launch:
     per_edge: bool = False
 
 
+class Streamed:
+    """Weights of edges from memory, for each edge a row.
+
+    Args:
+        body: the kernel that reads them.
+        count: number of w.
+        w_dim: weights of an edge.
+    """
+
+    def __init__(self, body: Source, count: int, w_dim: int):
+        self.body, self.count, self.w_dim = body, count, w_dim
+
+    @staticmethod
+    def parameters(count: int) -> list[str]:
+        """Of a kernel with ``count`` w."""
+        return [f"w{number}" for number in range(count)]
+
+    def start(self) -> None:
+        """Turn to edge ``e``."""
+
+    def load(self, place: int) -> None:
+        """``weight0``, ...: channels u of each w."""
+        for number, name in enumerate(self.parameters(self.count)):
+            self.body(f"weight{number} = tl.load({name} + e * {self.w_dim} + {place} + u, mask=inside, other=0.0)")
+
+
 def gather(program: Program, edges: Adjacency, terms: list, transposed: bool = False) -> Tensor:
     """See ``op.gather``."""
     numbers, operands = numbered(terms)
+    return run_gather(program, edges, numbers, operands, transposed, Streamed)
+
+
+def run_gather(program: Program, edges: Adjacency, numbers: tuple, operands: list, transposed: bool, weights) -> Tensor:
+    """Sums over edges by the kernels that read such ``weights``; the last of the operands is a v."""
     ptr, edge, node = edges.columns if transposed else edges.rows
     num_nodes = ptr.shape[0] - 1
-    out = terms[0][2].new_empty(num_nodes, (program.irreps_in if transposed else program.irreps_out).dim)
+    out = operands[-1].new_empty(num_nodes, (program.irreps_in if transposed else program.irreps_out).dim)
     if not program.paths or num_nodes == 0:
         return out.zero_()
-    for mul, kernel in gather_kernels(program, numbers, transposed, out.dtype):
+    for mul, kernel in gather_kernels(program, numbers, transposed, out.dtype, weights):
 
         def run(how, kernel=kernel, mul=mul):
             grid = (num_nodes, triton.cdiv(mul, how.block))
@@ -61,23 +92,37 @@ def gather(program: Program, edges: Adjacency, terms: list, transposed: bool = F
 def edge_gradients(
     program: Program, edges: Adjacency, g: Tensor, terms: list, need_y: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """See ``op.edge_gradients``; dY comes with dw at no cost worth a kernel of its own."""
+    """See ``op.edge_gradients``."""
     numbers, operands = numbered(terms)
-    w, y, _ = terms[0]
-    dw, dy = torch.empty_like(w), torch.empty_like(y)
-    if not program.paths or y.shape[0] == 0:
-        return dw, dy.zero_() if need_y else y.new_empty(0)
+    y = terms[0][1]
+    dw, dy = y.new_empty(y.shape[0], program.weight_numel), torch.empty_like(y) if need_y else y.new_empty(0)
+    if not need_y:
+        operands = operands[1 + max(w for w, _, _ in numbers) :]
+    keep = WeightGradients if need_y else WeightGradientsAlone
+    run_edge_gradients(dw, dy, program, edges, g, numbers, operands, keep)
+    return dw, dy
+
+
+def run_edge_gradients(
+    out: Tensor, dy: Tensor, program: Program, edges: Adjacency, g: Tensor, numbers: tuple, operands: list, keep
+) -> None:
+    """Fill ``out`` and ``dy`` by the kernels that ``keep`` makes."""
+    if not program.paths or not edges.source.shape[0]:
+        out.zero_()
+        dy.zero_()
+        return
 
     def run(how):
-        grid = (y.shape[0] if how.per_edge else g.shape[0],)
+        grid = (edges.source.shape[0] if how.per_edge else g.shape[0],)
         inputs = [edges.destination, edges.source] if how.per_edge else edges.rows
-        for kernel in edge_gradients_kernels(program, numbers, g.dtype, how.per_edge):
-            kernel[grid](dw, dy, *inputs, g, *operands, BLOCK=how.block, num_warps=how.num_warps, enable_fp_fusion=True)
+        for kernel in edge_gradients_kernels(program, numbers, g.dtype, how.per_edge, keep):
+            kernel[grid](
+                out, dy, *inputs, g, *operands, BLOCK=how.block, num_warps=how.num_warps, enable_fp_fusion=True
+            )
 
-    signature = edge_gradients_kernels(program, numbers, g.dtype, True)[0]
+    signature = edge_gradients_kernels(program, numbers, g.dtype, True, keep)[0]
     choices = [Launch(LANES, 1, True), Launch(LANES, 1, False), Launch(2 * LANES, 1, True)]
     run(fastest(signature, choices, run, g.device))
-    return dw, dy if need_y else y.new_empty(0)
 
 
 def candidates(mul: int) -> list[Launch]:
@@ -87,10 +132,12 @@ def candidates(mul: int) -> list[Launch]:
 
 
 @cache
-def gather_kernels(program: Program, terms: tuple, transposed: bool, dtype: torch.dtype) -> list[tuple]:
+def gather_kernels(
+    program: Program, terms: tuple, transposed: bool, dtype: torch.dtype, weights=Streamed
+) -> list[tuple]:
     """(number of channels, kernel) for each group of paths."""
     return [
-        (group[0].mul, _gather_kernel(program, group, terms, transposed, dtype))
+        (group[0].mul, _gather_kernel(program, group, terms, transposed, dtype, weights))
         for group in groups(program, terms, transposed, dtype)
     ]
 
@@ -126,13 +173,15 @@ def num_products(paths: list[Contraction], terms: tuple, dtype: torch.dtype) -> 
     return size * len(terms) * sum(len(combination) for path in paths for combination in path.matrix.values())
 
 
-def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, transposed: bool, dtype: torch.dtype):
+def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, transposed: bool, dtype, weights):
     """out[n] = sum over the edges e of node n and the terms (w, Y, v) of w[e] (M(Y[e]) v[node(e)])."""
-    w_names, y_names, v_names = names(terms)
+    num_w, y_names, v_names = names(terms)
     dims = program.irreps_in.dim, program.irreps_out.dim
     v_dim, out_dim = dims[::-1] if transposed else dims
     mul = paths[0].mul
-    body = Source("gather", ["out", "ptr", "edge", "node", *w_names, *y_names, *v_names, "BLOCK: tl.constexpr"])
+    parameters = ["out", "ptr", "edge", "node", *weights.parameters(num_w), *y_names, *v_names, "BLOCK: tl.constexpr"]
+    body = Source("gather", parameters)
+    weights = weights(body, num_w, program.weight_numel)
     body("n = tl.program_id(0).to(tl.int64)")
     body("u = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)")
     body(f"inside = u < {mul}")
@@ -149,11 +198,10 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
         for name in y_names:
             for j in used:
                 body(f"{name}_{j} = tl.load({name} + e * {program.irreps_edge.dim} + {j})")
+        weights.start()
         loaded = set()
         for path in paths:
-            for number, name in enumerate(w_names):
-                body(f"weight{number} = tl.load({name} + e * {program.weight_numel} + {path.weight} + u, "
-                     "mask=inside, other=0.0)")  # fmt: skip
+            weights.load(path.weight)
             for name in v_names:
                 for place in path.source.places:
                     if (name, place) not in loaded:
@@ -164,7 +212,7 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
             for (k, i), combination in path.matrix.items():
                 by_component[k].append((path.source.places[i], combination))
             for k, entries in by_component.items():
-                for number in range(len(w_names)):
+                for number in range(num_w):
                     products = [
                         f"{scaled(combination, y_names[y])} * {v_names[v]}_{place}"
                         for w, y, v in terms
@@ -178,12 +226,12 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
 
 
 @cache
-def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool) -> list:
-    """For each edge e of node n, with S_j[u] = sum_ik c_ijk v[node(e), i, u] g[n, k, u] and over the terms (w, Y, v):
+def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool, keep=None) -> list:
+    """The kernels that do all paths together, each of them those from some rows of v.
 
-    dw[e, u] = sum of sum_j Y[e, j] S_j[u]   and   dY[e, j] = sum of sum_u w[e, u] S_j[u].
-
-    Each kernel does the paths from some rows of v; the first sets dY and the others add to it.
+    Args:
+        keep: what they write, ``WeightGradients`` unless told otherwise. The first kernel sets sums over channels, and
+            the others add to them.
     """
     blocks = defaultdict(list)
     for path in program.contractions():
@@ -196,83 +244,130 @@ def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, p
             products = 0
         parts[-1][block] = paths
         products += more
-    return [
-        _edge_gradients_kernel(program, part, terms, dtype, per_edge, number > 0) for number, part in enumerate(parts)
-    ]
+    keep = keep or WeightGradients
+    return [keep(program, part, terms, dtype, number > 0).kernel(per_edge) for number, part in enumerate(parts)]
 
 
-def _edge_gradients_kernel(
-    program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, per_edge: bool, adds: bool
-):
-    w_names, y_names, v_names = names(terms)
-    indices = ["destination", "node"] if per_edge else ["ptr", "edge", "node"]
-    body = Source("edge_gradients", ["dw", "dy", *indices, "g", *w_names, *y_names, *v_names, "BLOCK: tl.constexpr"])
-    if per_edge:
-        body("e = tl.program_id(0).to(tl.int64)")
-        body("n = tl.load(destination + e).to(tl.int64)")
-        _edge(body, program, blocks, terms, dtype, adds)
-    else:
-        body("n = tl.program_id(0).to(tl.int64)")
-        body("first = tl.load(ptr + n)")
-        body("last = tl.load(ptr + n + 1)")
-        body("for index in range(first, last):")
-        with body.indented():
-            body("e = tl.load(edge + index).to(tl.int64)")
-            _edge(body, program, blocks, terms, dtype, adds)
-    return body.kernel()
+class WeightGradients:
+    """For each edge e of node n, with S_j[u] = sum_ik c_ijk v[node(e), i, u] g[n, k, u] and over the terms (w, Y, v):
+
+    dw[e, u] = sum of sum_j Y[e, j] S_j[u]   and   dY[e, j] = sum of sum_u w[e, u] S_j[u].
+
+    Args:
+        blocks: the paths of the kernel, by the rows of v that they read.
+        adds: add to the sums over channels that are there.
+    """
+
+    NAME, WEIGHTS, NEED_Y = "edge_gradients", Streamed, True
+
+    def __init__(self, program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, adds: bool):
+        self.program, self.blocks, self.terms, self.float, self.adds = program, blocks, terms, FLOAT[dtype], adds
+        self.num_w, self.y_names, self.v_names = names(terms)
+
+    def kernel(self, per_edge: bool):
+        """The kernel, with a program for each edge or for each node."""
+        indices = ["destination", "node"] if per_edge else ["ptr", "edge", "node"]
+        weights = self.WEIGHTS.parameters(self.num_w) if self.NEED_Y else []
+        parameters = ["out", "dy", *indices, "g", *weights, *self.y_names, *self.v_names, "BLOCK: tl.constexpr"]
+        self.body = body = Source(self.NAME, parameters)
+        self.weights = self.WEIGHTS(body, self.num_w, self.program.weight_numel)
+        if per_edge:
+            body("e = tl.program_id(0).to(tl.int64)")
+            body("n = tl.load(destination + e).to(tl.int64)")
+            self.edge()
+        else:
+            body("n = tl.program_id(0).to(tl.int64)")
+            body("first = tl.load(ptr + n)")
+            body("last = tl.load(ptr + n + 1)")
+            body("for index in range(first, last):")
+            with body.indented():
+                body("e = tl.load(edge + index).to(tl.int64)")
+                self.edge()
+        return body.kernel()
+
+    def edge(self) -> None:
+        """Edge e of node n."""
+        body, y_dim = self.body, self.program.irreps_edge.dim
+        body("source = tl.load(node + e).to(tl.int64)")
+        for j in range(y_dim):
+            for name in self.y_names:
+                body(f"{name}_{j} = tl.load({name} + e * {y_dim} + {j})")
+            if self.NEED_Y:
+                self.zero(f"sum_{j}")
+        self.start()
+        for (block, mul), paths in self.blocks.items():
+            body(f"for start in range(0, {mul}, BLOCK):")
+            with body.indented():
+                body("u = start + tl.arange(0, BLOCK)")
+                body(f"inside = u < {mul}")
+                for name in self.v_names:
+                    for place in block.places:
+                        body(f"{name}_{place} = tl.load({name} + source * {self.program.irreps_in.dim} + {place} + u, "
+                             "mask=inside, other=0.0)")  # fmt: skip
+                for path in paths:
+                    self.path(path)
+        for j in range(y_dim if self.NEED_Y else 0):
+            self.store_sum(f"sum_{j}", f"dy + e * {y_dim} + {j}")
+        self.finish()
+
+    def path(self, path: Contraction) -> None:
+        """A path for channels u of edge e."""
+        body = self.body
+        for k, place in enumerate(path.target.places):
+            body(f"g_{k} = tl.load(g + n * {self.program.irreps_out.dim} + {place} + u, mask=inside, other=0.0)")
+        if self.NEED_Y:
+            self.weights.load(path.weight)
+        total = []
+        for number, name in enumerate(self.v_names):
+            products = defaultdict(lambda: defaultdict(list))  # j -> i -> c g_k
+            for (k, i), combination in path.matrix.items():
+                for j, coefficient in combination:
+                    products[j][i].append(f"{coefficient!r} * g_{k}")
+            for j, by_source in sorted(products.items()):
+                value = " + ".join(
+                    f"{name}_{path.source.places[i]} * ({' + '.join(parts)})" for i, parts in by_source.items()
+                )
+                body(f"s{number}_{j} = {value}")
+            for w, y, v in self.terms:
+                if v == number:
+                    for j in sorted(products):
+                        if self.NEED_Y:
+                            body(f"sum_{j} += weight{w} * s{number}_{j}")
+                        total.append(f"{self.y_names[y]}_{j} * s{number}_{j}")
+        self.keep(path, " + ".join(total))
+
+    def zero(self, name: str) -> None:
+        """Begin a sum over channels."""
+        self.body(f"{name} = tl.zeros([BLOCK], {self.float})")
+
+    def store_sum(self, name: str, place: str) -> None:
+        """Finish a sum over channels."""
+        before = f" + tl.load({place})" if self.adds else ""
+        self.body(f"tl.store({place}, tl.sum({name}, axis=0){before})")
+
+    def start(self) -> None:
+        """Edge e begins."""
+        self.weights.start()
+
+    def keep(self, path: Contraction, gradient: str) -> None:
+        """What becomes of the gradient by weights u of a path."""
+        place = f"out + e * {self.program.weight_numel} + {path.weight} + u"
+        self.body(f"tl.store({place}, {gradient}, mask=inside)")
+
+    def finish(self) -> None:
+        """Edge e is done."""
 
 
-def _edge(body: Source, program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, adds: bool) -> None:
-    w_names, y_names, v_names = names(terms)
-    y_dim = program.irreps_edge.dim
-    body("source = tl.load(node + e).to(tl.int64)")
-    for j in range(y_dim):
-        for name in y_names:
-            body(f"{name}_{j} = tl.load({name} + e * {y_dim} + {j})")
-        body(f"sum_{j} = tl.zeros([BLOCK], {FLOAT[dtype]})")
-    for (block, mul), paths in blocks.items():
-        body(f"for start in range(0, {mul}, BLOCK):")
-        with body.indented():
-            body("u = start + tl.arange(0, BLOCK)")
-            body(f"inside = u < {mul}")
-            for name in v_names:
-                for place in block.places:
-                    body(f"{name}_{place} = tl.load({name} + source * {program.irreps_in.dim} + {place} + u, "
-                         "mask=inside, other=0.0)")  # fmt: skip
-            for path in paths:
-                for k, place in enumerate(path.target.places):
-                    body(f"g_{k} = tl.load(g + n * {program.irreps_out.dim} + {place} + u, mask=inside, other=0.0)")
-                for number, name in enumerate(w_names):
-                    body(f"weight{number} = tl.load({name} + e * {program.weight_numel} + {path.weight} + u, "
-                         "mask=inside, other=0.0)")  # fmt: skip
-                total = []
-                for number, name in enumerate(v_names):
-                    products = defaultdict(lambda: defaultdict(list))  # j -> i -> c g_k
-                    for (k, i), combination in path.matrix.items():
-                        for j, coefficient in combination:
-                            products[j][i].append(f"{coefficient!r} * g_{k}")
-                    for j, by_source in sorted(products.items()):
-                        value = " + ".join(
-                            f"{name}_{block.places[i]} * ({' + '.join(parts)})" for i, parts in by_source.items()
-                        )
-                        body(f"s{number}_{j} = {value}")
-                    for w, y, v in terms:
-                        if v == number:
-                            for j in sorted(products):
-                                body(f"sum_{j} += weight{w} * s{number}_{j}")
-                                total.append(f"{y_names[y]}_{j} * s{number}_{j}")
-                body(f"tl.store(dw + e * {program.weight_numel} + {path.weight} + u, {' + '.join(total)}, mask=inside)")
-    for j in range(y_dim):
-        before = f" + tl.load(dy + e * {y_dim} + {j})" if adds else ""
-        body(f"tl.store(dy + e * {y_dim} + {j}, tl.sum(sum_{j}, axis=0){before})")
+class WeightGradientsAlone(WeightGradients):
+    """Without dY, so that no weights are read."""
+
+    NAME, NEED_Y = "weight_gradients", False
 
 
-def names(terms: tuple) -> tuple[list[str], ...]:
-    """Parameter names of all w, all Y and all v."""
-    return tuple(
-        [f"{kind}{number}" for number in range(1 + max(numbers))]
-        for kind, numbers in zip("wyv", zip(*terms, strict=True), strict=True)
-    )
+def names(terms: tuple) -> tuple[int, list[str], list[str]]:
+    """Number of w, and parameter names of all Y and all v."""
+    num_w, *counts = (1 + max(numbers) for numbers in zip(*terms, strict=True))
+    return num_w, *([f"{kind}{number}" for number in range(count)] for kind, count in zip("yv", counts, strict=True))
 
 
 def scaled(combination: tuple, name: str) -> str:
