@@ -7,6 +7,7 @@ from reference.differences import relative_error
 from reference.models import small_model
 
 from fastlr.backends import resolve
+from fastlr.kernels.radial_table.naive import interpolate
 from fastlr.models.derivatives import evaluate
 from fastlr.models.tables import TOLERANCE, table_error, tabulate
 from fastlr.potential import Potential
@@ -60,7 +61,8 @@ def test_nothing_beyond_the_cutoff():
     model = small_model("nequip", dtype="float64")
     embedding = model.edge_embedding
     lengths = torch.tensor([0.5, 1.0, 1.2], dtype=torch.float64) * embedding.r_max
-    weights = embedding.table(lengths, 64, torch.float64).weights(model.stack.layers[0].radial_network)
+    radial = embedding.table(lengths, 64, torch.float64)
+    weights = interpolate(radial.coefficients, radial.table(model.stack.layers[0].radial_network), radial.intervals)
     assert weights[0].any()
     assert not weights[1:].any()
 
