@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from fastlr.kernels.radial_table.naive import interpolate
 from reference import structures
 from reference.differences import relative_error
 from reference.models import small_model
 
 from fastlr.backends import resolve
-from fastlr.kernels.radial_table.naive import interpolate
 from fastlr.models.derivatives import evaluate
 from fastlr.models.tables import TOLERANCE, table_error, tabulate
 from fastlr.potential import Potential
