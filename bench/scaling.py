@@ -27,7 +27,7 @@ from fastlr.parity import relative_rms
 
 from .equilibration import exact_charges
 from .equilibration_peers import Equilibration
-from .timing import alternate, peak_bytes
+from .timing import peak_bytes, summary, take_turns
 
 REPEATS = (5, 8, 12, 17, 24)  # conventional cells along each axis: 1,000 to 110,592 atoms
 LARGE = 10_000  # atoms from which on times are fitted by a power
@@ -122,15 +122,10 @@ def errors(problem: Crystal, charges: Tensor, forces: Tensor) -> dict[str, float
     return found
 
 
-def run_size(
-    repeat: int,
-    hardness: float = 0.3,
-    *,
-    tolerance: float = TOLERANCE,
-    seconds: float = 10.0,
-    say: Callable[[str], None] = print,
-) -> dict:
-    """Check and time one crystal."""
+def check_size(
+    repeat: int, hardness: float = 0.3, *, tolerance: float = TOLERANCE, say: Callable[[str], None] = print
+) -> tuple[Crystal, dict]:
+    """A crystal, and what there is to say of it before it is timed; without ``peak_bytes`` if its result is wrong."""
     problem = crystal(repeat, hardness, tolerance)
     memory = Memory()
     charges, _, forces = problem.forces(memory)
@@ -155,27 +150,32 @@ def run_size(
     # written so that what is not a number is wrong, too
     if not all(value <= MISSED for value in off.values()):
         say("  NOT TIMED")
-        return result
-    for phase, function in (("charges", problem.charges), ("charges, energy and forces", problem.forces)):
+        return problem, result
+    for phase, function in phases(problem).items():
         result["peak_bytes"][phase] = peak_bytes(function)
-        result["times"][phase] = alternate({"fastlr": function}, seconds=seconds)
-        median = result["times"][phase]["fastlr"]["ms"]["median"]
-        say(f"  {phase}: {median / 1e3:.3g} s, {(result['peak_bytes'][phase] or 0) / 2**20:.0f} MiB")
-    return result
+    return problem, result
 
 
-def exponents(results: Sequence[dict]) -> dict[str, float]:
-    """b of time ~ N^b for each phase, by least squares of the logarithms; only of phases with two sizes or more."""
-    points = {}
-    for result in results:
-        if result["atoms"] >= LARGE:
-            for phase, rows in result["times"].items():
-                points.setdefault(phase, []).append(
-                    (math.log(result["atoms"]), math.log(rows["fastlr"]["ms"]["median"]))
-                )
-    return {
-        phase: float(np.polyfit(*zip(*pairs, strict=True), 1)[0]) for phase, pairs in points.items() if len(pairs) > 1
-    }
+def phases(problem: Crystal) -> dict[str, Callable]:
+    """What is timed of a crystal."""
+    return {"charges": problem.charges, "charges, energy and forces": problem.forces}
+
+
+def exponent(times: dict[int, list[float]]) -> dict | None:
+    """b of time ~ N^b: median and quartiles of the exponents of all rounds, each by least squares of the logarithms.
+
+    Args:
+        times: by number of atoms, for each round, in turn with the other sizes. Those below ``LARGE`` do not count.
+
+    Returns:
+        None for fewer than two sizes.
+    """
+    large = {atoms: rounds for atoms, rounds in times.items() if atoms >= LARGE}
+    if len(large) < 2:
+        return None
+    sizes = [math.log(atoms) for atoms in large]
+    slopes, _ = np.polyfit(sizes, np.log(list(large.values())), 1)
+    return summary(slopes.tolist())
 
 
 def run_scaling(
@@ -184,20 +184,42 @@ def run_scaling(
     *,
     tolerance: float = TOLERANCE,
     seconds: float = 10.0,
+    rounds: int = 7,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
-    """One result a size and hardness, and after those of a hardness one with the fitted exponents and no times."""
+    """One result a size and hardness, and after those of a hardness one with the fitted exponents and no times.
+
+    All sizes are timed in turn, so that a machine that slows down or recovers does so for all of them.
+
+    Args:
+        seconds: for each size and phase; there are at least ``rounds`` rounds.
+    """
     results = []
     for hardness in hardnesses:
-        sizes = [run_size(repeat, hardness, tolerance=tolerance, seconds=seconds, say=say) for repeat in repeats]
-        fitted = exponents(sizes)
-        for phase, exponent in fitted.items():
-            say(f"J = {hardness:g} a.u., {phase}: time ~ N^{exponent:.2f} from {LARGE:,} atoms on")
-        summary = {
+        checked = [check_size(repeat, hardness, tolerance=tolerance, say=say) for repeat in repeats]
+        right = [(problem, result) for problem, result in checked if result["peak_bytes"]]
+        fitted = {}
+        for phase in phases(checked[0][0]):
+            contestants = {result["problem"]: phases(problem)[phase] for problem, result in right}
+            times = take_turns(contestants, seconds=seconds * len(right), rounds=rounds)
+            for _, result in right:
+                found = times[result["problem"]]
+                row = {"ms": summary([1e3 * value for value in found]), "rounds": len(found)}
+                result["times"][phase] = {"fastlr": row}
+                mebibytes = (result["peak_bytes"][phase] or 0) / 2**20
+                say(f"{result['problem']}, {phase}: {row['ms']['median'] / 1e3:.3g} s, {mebibytes:.0f} MiB")
+            fitted[phase] = exponent({result["atoms"]: times[result["problem"]] for _, result in right})
+            if fitted[phase] is not None:
+                low, high = fitted[phase]["quartiles"]
+                say(
+                    f"J = {hardness:g} a.u., {phase}: time ~ N^{fitted[phase]['median']:.2f} from {LARGE:,} atoms on "
+                    f"(quartiles {low:.2f} and {high:.2f})"
+                )
+        closing = {
             "problem": f"NaCl, J = {hardness:g} a.u.",
             "fitted_from_atoms": LARGE,
             "exponents": fitted,
             "times": {},
         }
-        results.extend([*sizes, summary])
+        results.extend([*(result for _, result in checked), closing])
     return results

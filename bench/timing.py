@@ -19,10 +19,7 @@ def alternate(
     rounds: int = 5,
     over_each: Collection[str] = (),
 ) -> dict:
-    """Median times, and ratios to the first contestant.
-
-    Each round calls every contestant once, in turn, or so often in a row that a turn lasts ten milliseconds. There are
-    at least ``rounds`` rounds and as many as fit into ``seconds``.
+    """Median times, and ratios to the first contestant; see ``take_turns``.
 
     Args:
         over_each: names of contestants that are compared with every other one, too.
@@ -32,25 +29,37 @@ def alternate(
         the quartiles of (time of the first / time of this one), taken round by round: ``speedup``. Those in
         ``over_each`` have the same by the name of every other contestant: ``speedup_over``.
     """
-    calls = dict.fromkeys(contestants, 1)
-    for name, function in contestants.items():
-        function()  # compile, tune, allocate
-        calls[name] = max(1, int(TURN / max(_time(function, 1, device), 1e-9)))
-    times = {name: [] for name in contestants}
-    end = time.perf_counter() + seconds
-    while len(times[next(iter(times))]) < rounds or time.perf_counter() < end:
-        for name, function in contestants.items():
-            times[name].append(_time(function, calls[name], device))
+    times = take_turns(contestants, device, seconds, rounds)
     first = next(iter(times))
     result = {}
     for name, values in times.items():
-        result[name] = {"ms": _summary([1e3 * value for value in values]), "rounds": len(values)}
+        result[name] = {"ms": summary([1e3 * value for value in values]), "rounds": len(values)}
         if name != first:
             result[name]["speedup"] = {"over": first, **_ratios(times[first], values)}
         if name in over_each:
             others = {other: theirs for other, theirs in times.items() if other != name}
             result[name]["speedup_over"] = {other: _ratios(theirs, values) for other, theirs in others.items()}
     return result
+
+
+def take_turns(
+    contestants: dict[str, Callable], device: str = "cpu", seconds: float = 3.0, rounds: int = 5
+) -> dict[str, list[float]]:
+    """The seconds that a call of each contestant took in each round.
+
+    Each round calls every contestant once, in turn, or so often in a row that a turn lasts ten milliseconds. There are
+    at least ``rounds`` rounds and as many as fit into ``seconds``.
+    """
+    calls = dict.fromkeys(contestants, 1)
+    for name, function in contestants.items():
+        function()  # compile, tune, allocate
+        calls[name] = max(1, int(TURN / max(_time(function, 1, device), 1e-9)))
+    times = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    while times and (len(times[next(iter(times))]) < rounds or time.perf_counter() < end):
+        for name, function in contestants.items():
+            times[name].append(_time(function, calls[name], device))
+    return times
 
 
 def over_each(row: dict) -> str:
@@ -60,7 +69,7 @@ def over_each(row: dict) -> str:
 
 
 def _ratios(theirs: list[float], own: list[float]) -> dict:
-    return _summary([a / b for a, b in zip(theirs, own, strict=True)])
+    return summary([a / b for a, b in zip(theirs, own, strict=True)])
 
 
 def _time(function: Callable, calls: int, device: str) -> float:
@@ -72,7 +81,8 @@ def _time(function: Callable, calls: int, device: str) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _summary(values: list[float]) -> dict:
+def summary(values: list[float]) -> dict:
+    """Median and quartiles."""
     low, _, high = quantiles(values, n=4)
     return {"median": median(values), "quartiles": [low, high]}
 

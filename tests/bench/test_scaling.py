@@ -5,30 +5,30 @@ import math
 
 import pytest
 from fastlr.bench import scaling
-from fastlr.bench.scaling import Crystal, exponents, run_size
+from fastlr.bench.scaling import Crystal, exponent, run_scaling
 
 from fastlr.cli import main
 
 
-def timed(atoms: int, milliseconds: float) -> dict:
-    return {"atoms": atoms, "times": {"charges": {"fastlr": {"ms": {"median": milliseconds}}}}}
-
-
 def test_exponents_are_of_large_systems():
-    results = [timed(1_000, 7.0), timed(10_000, 2.0), timed(20_000, 2.0 * 2**1.25), timed(40_000, 2.0 * 4**1.25)]
-    assert exponents(results) == {"charges": pytest.approx(1.25)}
-    assert exponents(results[:2]) == {}
+    times = {1_000: [7.0, 1.0], 10_000: [2.0, 3.0], 20_000: [2.0 * 2**1.25, 3.0 * 2.0], 40_000: [2.0 * 4**1.25, 12.0]}
+    found = exponent(times)  # of rounds with 1.25 and 1.0, whatever the machine's speed in each
+    assert found["median"] == pytest.approx(1.125)
+    assert found["quartiles"] == sorted(found["quartiles"])
+    assert exponent({atoms: times[atoms] for atoms in (1_000, 10_000)}) is None
 
 
 @pytest.mark.parametrize("hardness", [0.3, 0.05])
 def test_one_size(hardness):
-    result = run_size(2, hardness, seconds=0.0, say=lambda line: None)
+    [result, closing] = run_scaling([2], [hardness], seconds=0.0, rounds=2, say=lambda line: None)
     assert result["atoms"] == 64
     assert result["relative_errors"]["charges"] < 1e-6
     assert result["relative_errors"]["forces"] < 1e-5
     assert all(0 < count < 100 for count in result["iterations"].values())
     assert set(result["times"]) == {"charges", "charges, energy and forces"}
+    assert all(rows["fastlr"]["rounds"] == 2 for rows in result["times"].values())
     assert result["table_bytes"] > 5 * result["entries"]
+    assert set(closing["exponents"].values()) == {None}
 
 
 def wrong_charges(self, memory=None):
@@ -53,8 +53,9 @@ right = Crystal.forces
 def test_what_is_wrong_is_not_timed(wrong, monkeypatch):
     monkeypatch.setattr(Crystal, "forces", wrong)
     lines = []
-    result = run_size(1, seconds=0.0, say=lines.append)
+    result, closing = run_scaling([1], seconds=0.0, say=lines.append)
     assert result["times"] == {}
+    assert set(closing["exponents"].values()) == {None}
     assert "  NOT TIMED" in lines
 
 
@@ -68,6 +69,8 @@ def test_from_the_shell(tmp_path, monkeypatch, capsys):
     assert main([*command, "--seconds", "0", "-o", str(output)]) == 0
     results = json.loads(output.read_text())["results"]
     assert [result.get("atoms") for result in results] == 2 * [8, 64, None]
-    assert set(results[-1]["exponents"]) == {"charges", "charges, energy and forces"}
+    fitted = results[-1]["exponents"]
+    assert set(fitted) == {"charges", "charges, energy and forces"}
+    assert all(len(value["quartiles"]) == 2 for value in fitted.values())
     assert "time ~ N^" in (text := capsys.readouterr().out)
     assert "| NaCl, 64 atoms, J = 0.05 a.u. | charges |" in text
