@@ -87,7 +87,7 @@ def edge_basis_error(operations: Operations, r_max: float, num_bessels: int, p: 
 
 def tabulated_product_error(convolution: torch.nn.Module, program: Program, device, dtype) -> float:
     """Worst relative RMS error of a convolution with weights from a random table, and of its four gradients."""
-    from .kernels.radial_table.intervals import Intervals
+    from .kernels.radial_table.intervals import interval_of
     from .kernels.radial_table.naive import spline_coefficients
     from .kernels.tabulated_product.naive import NaiveTabulatedConvolution
 
@@ -95,7 +95,7 @@ def tabulated_product_error(convolution: torch.nn.Module, program: Program, devi
     num_nodes, num_edges, num_intervals = 5, 17, 9
     edges = Adjacency.from_edges(torch.randint(num_nodes, (2, num_edges), generator=generator), num_nodes)
     places = torch.rand(num_edges, generator=generator, dtype=torch.float64) * num_intervals
-    intervals = Intervals.from_positions(places, num_intervals)
+    interval = interval_of(places, num_intervals)
     shapes = (
         (num_nodes, program.irreps_in.dim),
         (num_edges, program.irreps_edge.dim),
@@ -103,11 +103,11 @@ def tabulated_product_error(convolution: torch.nn.Module, program: Program, devi
         (num_nodes, program.irreps_out.dim),
     )
     x, angular, table, probe = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
-    inputs = [x, angular, spline_coefficients(places - intervals.interval).to(dtype), table]
+    inputs = [x, angular, spline_coefficients(places - interval).to(dtype), table]
 
     def values_and_gradients(function, device, dtype):
         leaves = [x.to(device, dtype).requires_grad_(True) for x in inputs]
-        z = function(*leaves, Intervals(*(tensor.to(device) for tensor in intervals)), edges.to(device))
+        z = function(*leaves, interval.to(device), edges.to(device))
         return [z, *torch.autograd.grad(z, leaves, probe.to(device, dtype))]
 
     active = values_and_gradients(convolution, device, dtype)

@@ -3,7 +3,7 @@
 import torch
 
 from fastlr.kernels.edge_basis.naive import radial_basis
-from fastlr.kernels.radial_table.intervals import Intervals
+from fastlr.kernels.radial_table.intervals import interval_of
 from fastlr.kernels.radial_table.naive import interpolate, spline_coefficients
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
@@ -26,9 +26,9 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, floa
         knots = torch.arange(num_intervals, dtype=torch.float64, device=roots.device)
         places = torch.cat([knots + 0.2, knots + 0.5])
         places = places[places > SHORTEST * num_intervals]
-        intervals = Intervals.from_positions(places, num_intervals)
+        interval = interval_of(places, num_intervals)
         unit = torch.ones_like(places)
-        coefficients = torch.func.jvp(spline_coefficients, (places - intervals.interval,), (unit,))
+        coefficients = torch.func.jvp(spline_coefficients, (places - interval,), (unit,))
 
         def basis(places, r_max=r_max, roots=roots, p=embedding.p):
             return radial_basis(places / num_intervals, r_max, roots, p)
@@ -38,7 +38,7 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, floa
             table = embedding.table_of(network, num_intervals)
             expected = torch.func.jvp(lambda places, network=network: network(basis(places)), (places,), (unit,))
             for k in range(2):
-                found = interpolate(coefficients[k], table, intervals)
+                found = interpolate(coefficients[k], table, interval)
                 worst[k] = max(worst[k], relative_rms(found, expected[k]))
     return worst[0], worst[1]
 

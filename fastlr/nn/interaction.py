@@ -74,7 +74,7 @@ class InteractionLayer(nn.Module):
         h = self.linear_1(x) * norm
         if isinstance(radial, Tabulated):
             table = radial.table(self.radial_network)
-            z = self.tabulated_convolution(h, angular, radial.coefficients, table, radial.intervals, edges)
+            z = self.tabulated_convolution(h, angular, radial.coefficients, table, radial.interval, edges)
         else:
             z = self.convolution(h, angular, self.radial_network(radial.basis), edges)
         z = self.linear_2(z)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlr.kernels.edge_basis.naive import radial_basis
-from fastlr.kernels.radial_table.intervals import Intervals
+from fastlr.kernels.radial_table.intervals import interval_of
 from fastlr.kernels.radial_table.naive import site_weights, sites, spline_coefficients
 
 
@@ -27,13 +27,13 @@ class Tabulated(NamedTuple):
     Attributes:
         basis: (M + 5, num_bessels) float64, the radial basis at the sites.
         coefficients: (E, 6), splines at the edges.
-        intervals: of the edges.
+        interval: (E,) int64, of the edges.
         kept: tables of networks that do not change any more, by network; None while they do.
     """
 
     basis: Tensor
     coefficients: Tensor
-    intervals: Intervals
+    interval: Tensor
     kept: dict[Callable, Tensor] | None = None
 
     def table(self, network: Callable) -> Tensor:
@@ -53,8 +53,8 @@ class Tabulated(NamedTuple):
 def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, kept=None) -> Tabulated:
     """Tables of ``num_intervals`` intervals for edges of ``lengths`` (E,), float64; beyond the cutoff all is zero."""
     scaled = lengths * (num_intervals / r_max)
-    intervals = Intervals.from_positions(scaled, num_intervals)
-    coefficients = spline_coefficients(scaled - intervals.interval)
+    interval = interval_of(scaled, num_intervals)
+    coefficients = spline_coefficients(scaled - interval)
     coefficients = torch.where((lengths < r_max)[:, None], coefficients, 0.0)
     x = sites(num_intervals).to(lengths) / num_intervals
-    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), intervals, kept)
+    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), interval, kept)

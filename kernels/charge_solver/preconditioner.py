@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..ewald.system import System
-from ..ewald_mesh.convolution import filtered
+from ..ewald_mesh.convolution import filtered, transform
 from ..ewald_mesh.influence import green, waves, window
 from ..ewald_mesh.op import stencils
 from ..ewald_mesh.parameters import smooth
@@ -111,7 +111,7 @@ class Fourier:
 
     def _without_waves(self, y: Tensor) -> Tensor:
         """B y."""
-        mesh = filtered(torch.fft.rfftn(self.stencils.spread(self.root * y)), self.filter, self.dims)
+        mesh = filtered(transform(self.stencils.spread(self.root * y)), self.filter, self.dims)
         return y - self.root * self.stencils.gather(mesh)
 
 

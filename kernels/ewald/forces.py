@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ewald_mesh.convolution import filtered
+from ..ewald_mesh.convolution import filtered, transform
 from ..ewald_mesh.influence import fixed_influence, squares, waves
 from ..ewald_mesh.op import bins_of, gather, spread
 from ..ewald_mesh.potential import coordinates
@@ -257,7 +257,7 @@ class _Mesh:
         x = coordinates(positions[self.own], self.cell, self.dims)
         bins = bins_of(x, self.dims, self.p)
         charges = [q[self.own]] if u is q else [q[self.own], u[self.own]]
-        transforms = [torch.fft.rfftn(spread(charge[:, None], x, self.dims, 0, self.p, bins)) for charge in charges]
+        transforms = [transform(spread(charge[:, None], x, self.dims, 0, self.p, bins)) for charge in charges]
         if strain is not None:
             strain[self.b] += self._strain(transforms[0], transforms[-1])
         jets = [gather(filtered(transform, self.influence, self.dims), x, 1, self.p, bins) for transform in transforms]

@@ -11,6 +11,8 @@ derivatives that PyTorch knows of ``rfftn`` go by a complex transform of the ful
 import torch
 from torch import Tensor
 
+from .. import freed_memory
+
 
 def convolve(a: Tensor, g: Tensor) -> Tensor:
     """irfftn(G rfftn(a)), (n1, n2, n3)."""
@@ -22,18 +24,25 @@ def form(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     return _Square.apply(a, g) if a is b else (a * convolve(b, g)).sum()
 
 
-def filtered(transform: Tensor, g: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """irfftn(G transform); overwrites ``transform``."""
+def transform(mesh: Tensor) -> Tensor:
+    """rfftn(mesh)."""
+    if mesh.device.type == "cpu" and mesh.numel() * mesh.element_size() > freed_memory.GIVEN_BACK:
+        freed_memory.keep()
+    return torch.fft.rfftn(mesh)
+
+
+def filtered(transformed: Tensor, g: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """irfftn(G transformed); overwrites ``transformed``."""
     # a real factor of real and imaginary parts: PyTorch would convert G to complex numbers first
-    torch.view_as_real(transform).mul_(g[..., None])
-    return torch.fft.irfftn(transform, s=dims)
+    torch.view_as_real(transformed).mul_(g[..., None])
+    return torch.fft.irfftn(transformed, s=dims)
 
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, g):
         ctx.save_for_backward(a, g)
-        return filtered(torch.fft.rfftn(a), g, a.shape)
+        return filtered(transform(a), g, a.shape)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -50,8 +59,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
-        first = torch.fft.rfftn(a)
-        second = first if b is a else torch.fft.rfftn(b)
+        first = transform(a)
+        second = first if b is a else transform(b)
         return _products(first, second, a.shape)
 
     @staticmethod
@@ -69,10 +78,10 @@ class _Square(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, a, g):
-        transform = torch.fft.rfftn(a)
-        products = _products(transform, transform, a.shape)
+        transformed = transform(a)
+        products = _products(transformed, transformed, a.shape)
         ctx.save_for_backward(a, g)
-        ctx.potential = filtered(transform, g, a.shape) if ctx.needs_input_grad[0] else None
+        ctx.potential = filtered(transformed, g, a.shape) if ctx.needs_input_grad[0] else None
         ctx.products = products if ctx.needs_input_grad[1] else None
         return (products * g).sum()
 

@@ -13,7 +13,7 @@ exact ones of what is computed, so that energy is conserved.
 import torch
 from torch import Tensor
 
-from .convolution import convolve, filtered, form
+from .convolution import convolve, filtered, form, transform
 from .influence import fixed_influence, influence
 from .op import bins_of, gather, spread, stencils
 
@@ -94,5 +94,5 @@ class MeshPotential:
     @torch.no_grad()
     def __call__(self, q: Tensor) -> Tensor:
         """phi (N,) from charges q (N,)."""
-        mesh = filtered(torch.fft.rfftn(self.stencils.spread(q.contiguous())), self.influence, self.dims)
+        mesh = filtered(transform(self.stencils.spread(q.contiguous())), self.influence, self.dims)
         return self.stencils.gather(mesh).clone()

@@ -15,8 +15,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .intervals import Intervals
-
 DEGREE = 5
 ROWS = DEGREE + 1  # of the table that an edge reads
 
@@ -65,18 +63,18 @@ def site_weights(num_intervals: int, device: torch.device | str = "cpu") -> Tens
     return torch.linalg.inv(matrix).to(device)
 
 
-def interpolate(coefficients: Tensor, table: Tensor, intervals: Intervals) -> Tensor:
+def interpolate(coefficients: Tensor, table: Tensor, interval: Tensor) -> Tensor:
     """w[e] = sum_j C[e, j] T[interval[e] + j].
 
     Args:
         coefficients: C (E, J).
         table: T (K, F).
-        intervals: of the edges.
+        interval: (E,) int64, of the edges.
 
     Returns:
         (E, F)
     """
     out = coefficients.new_zeros(coefficients.shape[0], table.shape[1])
     for j in range(coefficients.shape[1]):
-        out = out + coefficients[:, j, None] * table.index_select(0, intervals.interval + j)
+        out = out + coefficients[:, j, None] * table.index_select(0, interval + j)
     return out

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..adjacency import Adjacency
 from ..llvm import I64
 from ..native import compiled, launch
-from ..radial_table.intervals import Intervals
 from ..radial_table.naive import ROWS
 from ..tensor_product.cpu import TILE, EdgeGradients, Gather
 from ..tensor_product.program import Program, numbered
@@ -22,7 +21,7 @@ EDGES_OF_PART = 512  # that are worth a table of their own
 
 
 def gather(
-    program: Program, edges: Adjacency, intervals: Intervals, table: Tensor, terms: list, transposed: bool = False
+    program: Program, edges: Adjacency, interval: Tensor, table: Tensor, terms: list, transposed: bool = False
 ) -> Tensor:
     """See ``op.gather``."""
     numbers, operands = numbered(terms)
@@ -31,12 +30,12 @@ def gather(
     if not program.paths:
         return out.zero_()
     kernel = _compiled(TabulatedGather, program, numbers, out.dtype, transposed)
-    launch(kernel, [out, ptr, edge, node, table, intervals.interval, *operands], ptr)
+    launch(kernel, [out, ptr, edge, node, table, interval, *operands], ptr)
     return out
 
 
 def edge_gradients(
-    program: Program, edges: Adjacency, intervals: Intervals, table: Tensor, g: Tensor, term: tuple
+    program: Program, edges: Adjacency, interval: Tensor, table: Tensor, g: Tensor, term: tuple
 ) -> tuple[Tensor, Tensor]:
     """See ``op.edge_gradients``."""
     numbers, (coefficients, y, v) = numbered([term])
@@ -44,12 +43,14 @@ def edge_gradients(
     if not program.paths:
         return by_coefficients.zero_(), dy.zero_()
     kernel = _compiled(CoefficientGradients, program, numbers, g.dtype)
-    tensors = [by_coefficients, dy, *edges.rows, g, table, intervals.interval, coefficients, y, v]
+    tensors = [by_coefficients, dy, *edges.rows, g, table, interval, coefficients, y, v]
     launch(kernel, tensors, edges.row_ptr)
     return by_coefficients, dy
 
 
-def table_gradient(program: Program, edges: Adjacency, intervals: Intervals, g: Tensor, terms: list) -> Tensor:
+def table_gradient(
+    program: Program, edges: Adjacency, interval: Tensor, num_rows: int, g: Tensor, terms: list
+) -> Tensor:
     """See ``op.table_gradient``."""
     numbers, operands = numbered(terms)
     num_nodes, num_edges = edges.row_ptr.shape[0] - 1, edges.source.shape[0]
@@ -60,11 +61,11 @@ def table_gradient(program: Program, edges: Adjacency, intervals: Intervals, g: 
         count //= 2
     bounds = torch.searchsorted(edges.row_ptr, torch.arange(count + 1) * num_edges // count)
     bounds[0], bounds[-1] = 0, num_nodes  # nodes without edges, too
-    parts = g.new_zeros(count, intervals.ptr.shape[0] - 1 + ROWS - 1, program.weight_numel)
+    parts = g.new_zeros(count, num_rows, program.weight_numel)
     if program.paths:
         kernel = _compiled(TableGradient, program, numbers, g.dtype)
         size = torch.tensor([parts[0].numel()])
-        tensors = [parts, bounds, *edges.rows, g, size, parts, intervals.interval, *operands]
+        tensors = [parts, bounds, *edges.rows, g, size, parts, interval, *operands]
         launch(kernel, tensors, count, minimum_work=1)
     return parts.sum(0)
 

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from ..adjacency import Adjacency
-from ..radial_table.intervals import Intervals
 from ..radial_table.naive import interpolate
 from ..tensor_product.naive import NaiveConvolution
 from ..tensor_product.program import Program
@@ -22,7 +21,7 @@ class NaiveTabulatedConvolution(nn.Module):
         edge_attributes: Tensor,
         coefficients: Tensor,
         table: Tensor,
-        intervals: Intervals,
+        interval: Tensor,
         edges: Adjacency,
     ) -> Tensor:
         """Convolve.
@@ -32,10 +31,10 @@ class NaiveTabulatedConvolution(nn.Module):
             edge_attributes: (E, irreps_edge.dim).
             coefficients: (E, 6), splines at the edges; see ``radial_table/naive.py``.
             table: (M + 5, weight_numel).
-            intervals: of the edges.
+            interval: (E,) int64, the first row of the table that an edge reads.
             edges: the graph.
 
         Returns:
             (N, irreps_out.dim).
         """
-        return self.convolution(x, edge_attributes, interpolate(coefficients, table, intervals), edges)
+        return self.convolution(x, edge_attributes, interpolate(coefficients, table, interval), edges)

@@ -16,11 +16,11 @@ derivatives, is composed of the operators of ``tensor_product`` and ``radial_tab
 
 Each device serves all of it with three kernels,
 
-    gather(program, edges, intervals, T, terms, transposed)
+    gather(program, edges, interval, T, terms, transposed)
         sum over terms (C, Y, v) of dU(v, Y, C, T; .)/dg, or, transposed, of dU(., Y, C, T; v)/dx
-    edge_gradients(program, edges, intervals, T, g, (C, Y, v))
+    edge_gradients(program, edges, interval, T, g, (C, Y, v))
         dC = dU(v, Y, ., T; g)/dC  and  dY = dU(v, ., C, T; g)/dY
-    table_gradient(program, edges, intervals, g, terms)
+    table_gradient(program, edges, interval, rows of T, g, terms)
         dT = sum over terms (C, Y, v) of dU(v, Y, C, .; g)/dT
 """
 
@@ -47,7 +47,7 @@ def _kernels(tensor: Tensor):
     return import_module(_KERNELS[tensor.device.type], __package__)
 
 
-def _prepared(program: Program, edges: Adjacency, intervals: Intervals, table: Tensor, *, g=(), x=(), y=(), c=()):
+def _prepared(program: Program, edges: Adjacency, interval: Tensor, table: Tensor, *, g=(), x=(), y=(), c=()):
     """All tensors given, contiguous; kernels trust the shapes that are checked here."""
     num_nodes, num_edges = edges.row_ptr.shape[0] - 1, edges.source.shape[0]
     kinds = (
@@ -55,31 +55,36 @@ def _prepared(program: Program, edges: Adjacency, intervals: Intervals, table: T
         (x, "x", (num_nodes, program.irreps_in.dim)),
         (y, "edge attributes", (num_edges, program.irreps_edge.dim)),
         (c, "coefficients", (num_edges, ROWS)),
-        ([table], "table", (intervals.ptr.shape[0] - 1 + ROWS - 1, program.weight_numel)),
-        ([intervals.interval], "intervals", (num_edges,)),
+        ([table], "table", (max(ROWS, table.shape[0]), program.weight_numel)),
+        ([interval], "interval", (num_edges,)),
     )
     for tensors, name, shape in kinds:
-        dtype = intervals.interval.dtype if name == "intervals" else table.dtype
+        dtype = torch.int64 if name == "interval" else table.dtype
         for tensor in tensors:
             if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype):
                 raise ValueError(f"{name}: expected {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    # looking at numbers on a GPU would wait for it
+    if num_edges and interval.device.type == "cpu":
+        first, last = (int(value) for value in interval.aminmax())
+        if first < 0 or last + ROWS > table.shape[0]:
+            raise ValueError(f"interval: edges read rows {first} ... {last + ROWS - 1} of {table.shape[0]}")
     if table.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the tensor product is for float32 and float64, got {table.dtype}")
-    return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *c, table)]
+    return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *c, table, interval)]
 
 
 @library.custom_op("fastlr::tabulated_product", mutates_args=())
 def tabulated_product(
-    x: Tensor, y: Tensor, c: Tensor, table: Tensor, edges: list[Tensor], intervals: list[Tensor], program: str
+    x: Tensor, y: Tensor, c: Tensor, table: Tensor, edges: list[Tensor], interval: Tensor, program: str
 ) -> Tensor:
     """z (N, irreps_out.dim) from x (N, irreps_in.dim), Y (E, irreps_edge.dim), C (E, 6) and T (M + 5, weight_numel)."""
-    paths, adjacency, within = Program.from_key(program), Adjacency(*edges), Intervals(*intervals)
-    x, y, c, table = _prepared(paths, adjacency, within, table, x=[x], y=[y], c=[c])
-    return _kernels(x).gather(paths, adjacency, within, table, [(c, y, x)])
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
+    x, y, c, table, interval = _prepared(paths, adjacency, interval, table, x=[x], y=[y], c=[c])
+    return _kernels(x).gather(paths, adjacency, interval, table, [(c, y, x)])
 
 
 @tabulated_product.register_fake
-def _(x, y, c, table, edges, intervals, program):
+def _(x, y, c, table, edges, interval, program):
     return x.new_empty(edges[2].shape[0] - 1, Program.from_key(program).irreps_out.dim)
 
 
@@ -91,28 +96,28 @@ def tabulated_product_backward(
     c: Tensor,
     table: Tensor,
     edges: list[Tensor],
-    intervals: list[Tensor],
+    interval: Tensor,
     program: str,
     need_x: bool,
     need_edges: bool,
     need_table: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dU/dx, dU/dY, dU/dC and dU/dT; those that are not needed are empty, and the two of edges go together."""
-    paths, adjacency, within = Program.from_key(program), Adjacency(*edges), Intervals(*intervals)
-    g, x, y, c, table = _prepared(paths, adjacency, within, table, g=[g], x=[x], y=[y], c=[c])
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
+    g, x, y, c, table, interval = _prepared(paths, adjacency, interval, table, g=[g], x=[x], y=[y], c=[c])
     kernels, none = _kernels(x), [x.new_empty(0) for _ in range(4)]
     dx, dy, dc, dt = none
     if need_x:
-        dx = kernels.gather(paths, adjacency, within, table, [(c, y, g)], transposed=True)
+        dx = kernels.gather(paths, adjacency, interval, table, [(c, y, g)], transposed=True)
     if need_edges:
-        dc, dy = kernels.edge_gradients(paths, adjacency, within, table, g, (c, y, x))
+        dc, dy = kernels.edge_gradients(paths, adjacency, interval, table, g, (c, y, x))
     if need_table:
-        dt = kernels.table_gradient(paths, adjacency, within, g, [(c, y, x)])
+        dt = kernels.table_gradient(paths, adjacency, interval, table.shape[0], g, [(c, y, x)])
     return dx, dy, dc, dt
 
 
 @tabulated_product_backward.register_fake
-def _(g, x, y, c, table, edges, intervals, program, need_x, need_edges, need_table):
+def _(g, x, y, c, table, edges, interval, program, need_x, need_edges, need_table):
     needs = need_x, need_edges, need_edges, need_table
     return tuple(
         t.new_empty(t.shape) if need else x.new_empty(0) for t, need in zip((x, y, c, table), needs, strict=True)
@@ -130,28 +135,30 @@ def tabulated_product_double_backward(
     c: Tensor,
     table: Tensor,
     edges: list[Tensor],
-    intervals: list[Tensor],
+    interval: Tensor,
     program: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of S by g, x and T; ``a`` is None where it is zero."""
-    paths, adjacency, within = Program.from_key(program), Adjacency(*edges), Intervals(*intervals)
-    g, x, a, y, b, c, s, table = _prepared(paths, adjacency, within, table, g=[g], x=[x, a], y=[y, b], c=[c, c_change])
+    paths, adjacency = Program.from_key(program), Adjacency(*edges)
+    g, x, a, y, b, c, s, table, interval = _prepared(
+        paths, adjacency, interval, table, g=[g], x=[x, a], y=[y, b], c=[c, c_change]
+    )
     kernels, terms = _kernels(x), [(c, b, x), (s, y, x)]
     terms = terms if a is None else [(c, y, a), *terms]
-    dg = kernels.gather(paths, adjacency, within, table, terms)
-    dx = kernels.gather(paths, adjacency, within, table, [(c, b, g), (s, y, g)], transposed=True)
-    return dg, dx, kernels.table_gradient(paths, adjacency, within, g, terms)
+    dg = kernels.gather(paths, adjacency, interval, table, terms)
+    dx = kernels.gather(paths, adjacency, interval, table, [(c, b, g), (s, y, g)], transposed=True)
+    return dg, dx, kernels.table_gradient(paths, adjacency, interval, table.shape[0], g, terms)
 
 
 @tabulated_product_double_backward.register_fake
-def _(a, b, c_change, g, x, y, c, table, edges, intervals, program):
+def _(a, b, c_change, g, x, y, c, table, edges, interval, program):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (g, x, table))
 
 
 def _setup_forward(ctx, inputs, output):
-    *tensors, edges, intervals, program = inputs
-    ctx.counts, ctx.program = (len(edges), len(intervals)), program
-    ctx.save_for_backward(*tensors, *edges, *intervals)
+    *tensors, edges, interval, program = inputs
+    ctx.num_tensors, ctx.program = len(tensors), program
+    ctx.save_for_backward(*tensors, interval, *edges)
 
 
 def _setup_backward(ctx, inputs, output):
@@ -160,23 +167,22 @@ def _setup_backward(ctx, inputs, output):
 
 
 def _saved(ctx):
-    saved, (num_edges, num_intervals) = ctx.saved_tensors, ctx.counts
-    first = len(saved) - num_edges - num_intervals
-    return saved[:first], list(saved[first : first + num_edges]), list(saved[first + num_edges :])
+    saved, count = ctx.saved_tensors, ctx.num_tensors
+    return saved[:count], list(saved[count + 1 :]), saved[count]
 
 
 def _forward_derivative(ctx, g):
-    tensors, edges, intervals = _saved(ctx)
+    tensors, edges, interval = _saved(ctx)
     need_x, need_y, need_c, need_table = (wanted(ctx, k) for k in range(4))
     dx, dy, dc, dt = tabulated_product_backward(
-        g, *tensors, edges, intervals, ctx.program, need_x, need_y or need_c, need_table
+        g, *tensors, edges, interval, ctx.program, need_x, need_y or need_c, need_table
     )
     gradients = [dx if need_x else None, dy if need_y else None, dc if need_c else None, dt if need_table else None]
-    return *gradients, [None] * len(edges), [None] * len(intervals), None
+    return *gradients, [None] * len(edges), None, None
 
 
 def _backward_derivative(ctx, *changes):
-    tensors, edges, intervals = _saved(ctx)
+    tensors, edges, interval = _saved(ctx)
     need_x, need_edges, need_table = ctx.needs
     changes = [
         change if need else None
@@ -185,16 +191,17 @@ def _backward_derivative(ctx, *changes):
     needed = [wanted(ctx, k) for k in range(5)]
     _, need_of_x, need_of_y, need_of_c, _ = needed
     if need_edges and not (need_table or need_of_y or need_of_c or torch.is_grad_enabled()):
-        dg, dx, dt = tabulated_product_double_backward(*changes[:3], *tensors, edges, intervals, ctx.program)
+        dg, dx, dt = tabulated_product_double_backward(*changes[:3], *tensors, edges, interval, ctx.program)
         gradients = [dg, dx if need_of_x else None, None, None, dt]
     else:
-        gradients = _composed(changes, tensors, needed, edges, intervals, ctx.program)
-    return *gradients, [None] * len(edges), [None] * len(intervals), None, None, None, None
+        gradients = _composed(changes, tensors, needed, edges, interval, ctx.program)
+    return *gradients, [None] * len(edges), None, None, None, None, None
 
 
-def _composed(changes, tensors, needed, edges, intervals, program) -> list[Tensor | None]:
+def _composed(changes, tensors, needed, edges, interval, program) -> list[Tensor | None]:
     """Gradients of the backward pass by other operators, which have derivatives of any order."""
     create_graph = torch.is_grad_enabled()
+    intervals = list(Intervals.of(interval, tensors[-1].shape[0] - (ROWS - 1)))
     with torch.enable_grad():
         # as tensors of their own, none of which is made of another
         g, x, y, c, table = leaves = [tensor.view_as(tensor) for tensor in tensors]
@@ -236,8 +243,8 @@ class TabulatedConvolution(nn.Module):
         edge_attributes: Tensor,
         coefficients: Tensor,
         table: Tensor,
-        intervals: Intervals,
+        interval: Tensor,
         edges: Adjacency,
     ) -> Tensor:
         """See ``NaiveTabulatedConvolution.forward``."""
-        return tabulated_product(x, edge_attributes, coefficients, table, list(edges), list(intervals), self.key)
+        return tabulated_product(x, edge_attributes, coefficients, table, list(edges), interval, self.key)

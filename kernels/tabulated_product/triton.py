@@ -16,27 +16,29 @@ from ..tensor_product.triton import edge_gradients as weight_gradients
 
 
 def gather(
-    program: Program, edges: Adjacency, intervals: Intervals, table: Tensor, terms: list, transposed: bool = False
+    program: Program, edges: Adjacency, interval: Tensor, table: Tensor, terms: list, transposed: bool = False
 ) -> Tensor:
     """See ``op.gather``."""
     numbers, operands = numbered(terms)
-    return run_gather(program, edges, numbers, [table, intervals.interval, *operands], transposed, Interpolated)
+    return run_gather(program, edges, numbers, [table, interval, *operands], transposed, Interpolated)
 
 
 def edge_gradients(
-    program: Program, edges: Adjacency, intervals: Intervals, table: Tensor, g: Tensor, term: tuple
+    program: Program, edges: Adjacency, interval: Tensor, table: Tensor, g: Tensor, term: tuple
 ) -> tuple[Tensor, Tensor]:
     """See ``op.edge_gradients``."""
     numbers, operands = numbered([term])
     by_coefficients, dy = (torch.empty_like(tensor) for tensor in term[:2])
-    operands = [table, intervals.interval, *operands]
+    operands = [table, interval, *operands]
     run_edge_gradients(by_coefficients, dy, program, edges, g, numbers, operands, CoefficientGradients)
     return by_coefficients, dy
 
 
-def table_gradient(program: Program, edges: Adjacency, intervals: Intervals, g: Tensor, terms: list) -> Tensor:
+def table_gradient(
+    program: Program, edges: Adjacency, interval: Tensor, num_rows: int, g: Tensor, terms: list
+) -> Tensor:
     """See ``op.table_gradient``."""
-    total, by_coefficients = None, {}
+    total, by_coefficients, intervals = None, {}, Intervals.of(interval, num_rows - (ROWS - 1))
     for coefficients, y, v in terms:
         by_coefficients.setdefault(id(coefficients), (coefficients, []))[1].append((None, y, v))
     for coefficients, own in by_coefficients.values():

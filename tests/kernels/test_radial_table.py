@@ -26,7 +26,7 @@ def test_exact_for_polynomials_of_degree_five(num_intervals):
     x = torch.rand(50, dtype=torch.float64) * num_intervals
     intervals = Intervals.from_positions(x, num_intervals)
     table = site_weights(num_intervals) @ (sites(num_intervals)[:, None] / num_intervals) ** powers
-    values = naive.interpolate(spline_coefficients(x - intervals.interval), table, intervals)
+    values = naive.interpolate(spline_coefficients(x - intervals.interval), table, intervals.interval)
     assert torch.allclose(values, (x[:, None] / num_intervals) ** powers, rtol=0.0, atol=1e-11)
 
 
@@ -36,7 +36,7 @@ def test_error_falls_as_the_sixth_power():
         x = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000 * num_intervals
         intervals = Intervals.from_positions(x, num_intervals)
         table = site_weights(num_intervals) @ smooth(sites(num_intervals) * (4.0 / num_intervals))
-        values = naive.interpolate(spline_coefficients(x - intervals.interval), table, intervals)
+        values = naive.interpolate(spline_coefficients(x - intervals.interval), table, intervals.interval)
         errors.append(float((values - smooth(x * (4.0 / num_intervals))).norm()))
     assert all(50.0 < coarse / fine < 80.0 for coarse, fine in pairwise(errors)), errors
 
@@ -90,7 +90,7 @@ def test_kernels(num_edges, num_intervals, width, dtype, device):
     moved = Intervals(*(tensor.to(place(device)) for tensor in intervals))
     values = derivatives(lambda c, t: op.interpolate(c, t, moved), *there)
     exact = [[tensor.double() for tensor in group] for group in (tensors, probes)]
-    references = derivatives(lambda c, t: naive.interpolate(c, t, intervals), *exact)
+    references = derivatives(lambda c, t: naive.interpolate(c, t, intervals.interval), *exact)
     for number, (value, reference) in enumerate(zip(values, references, strict=True)):
         assert value.dtype == dtype
         error = torch.linalg.vector_norm(value.cpu().double() - reference)

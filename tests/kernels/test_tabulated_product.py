@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastlr.bench.problems import PROBLEMS, inputs
 from fastlr.kernels.adjacency import Adjacency
-from fastlr.kernels.radial_table.intervals import Intervals
+from fastlr.kernels.radial_table.intervals import interval_of
 from fastlr.kernels.radial_table.naive import ROWS
 from fastlr.kernels.tabulated_product import cpu, op
 from fastlr.kernels.tabulated_product.naive import NaiveTabulatedConvolution
@@ -35,17 +35,17 @@ class Graph:
         self.edges = Adjacency.from_edges(edge_index, num_nodes)
         places = torch.rand(num_edges, dtype=torch.float64) * (num_intervals - 1)
         places = torch.where(places.floor() == num_intervals - 2, places + 1.0, places)
-        self.intervals = Intervals.from_positions(places, num_intervals)
+        self.interval, self.num_intervals = interval_of(places, num_intervals), num_intervals
 
-    def to(self, device: str) -> tuple[Intervals, Adjacency]:
+    def to(self, device: str) -> tuple[torch.Tensor, Adjacency]:
         device = "cpu" if device == "interpreter" else device
-        return Intervals(*(tensor.to(device) for tensor in self.intervals)), self.edges.to(device)
+        return self.interval.to(device), self.edges.to(device)
 
     def inputs(self, program: Program, dtype=torch.float64) -> list[torch.Tensor]:
         """x, Y, C and T."""
         num_nodes, num_edges = self.edges.row_ptr.shape[0] - 1, self.edges.source.shape[0]
         x, y, _ = inputs(program, num_nodes, num_edges, dtype)
-        rows = self.intervals.ptr.shape[0] - 1 + ROWS - 1
+        rows = self.num_intervals + ROWS - 1
         return [x, y, torch.randn(num_edges, ROWS, dtype=dtype), torch.randn(rows, program.weight_numel, dtype=dtype)]
 
 
@@ -201,7 +201,8 @@ def test_same_bits_every_time(monkeypatch):
         (lambda x, y, c, t: (x[:, 1:], y, c, t), "x: expected"),
         (lambda x, y, c, t: (x, y[1:], c, t), "edge attributes: expected"),
         (lambda x, y, c, t: (x, y, c[:, :-1], t), "coefficients: expected"),
-        (lambda x, y, c, t: (x, y, c, t[1:]), "table: expected"),
+        (lambda x, y, c, t: (x, y, c, t[:, 1:]), "table: expected"),
+        (lambda x, y, c, t: (x, y, c, t[:5]), "table: expected"),
         (lambda x, y, c, t: (x.float(), y, c, t), "x: expected"),
         (lambda x, y, c, t: (x.half(), y.half(), c.half(), t.half()), "for float32 and float64"),
     ],
@@ -214,8 +215,15 @@ def test_wrong_inputs(spoil, message):
 
 def test_intervals_of_other_edges():
     graph, other = Graph(4, 6), Graph(4, 5)
-    with pytest.raises(ValueError, match="intervals: expected"):
-        TabulatedConvolution(SMALL)(*graph.inputs(SMALL), other.intervals, graph.edges)
+    with pytest.raises(ValueError, match="interval: expected"):
+        TabulatedConvolution(SMALL)(*graph.inputs(SMALL), other.interval, graph.edges)
+
+
+@pytest.mark.parametrize("change", [-8, 3])
+def test_intervals_beyond_the_table(change):
+    graph = Graph(4, 6)
+    with pytest.raises(ValueError, match="edges read rows"):
+        TabulatedConvolution(SMALL)(*graph.inputs(SMALL), graph.interval + change, graph.edges)
 
 
 def test_inputs_need_not_be_contiguous():
@@ -231,26 +239,26 @@ class TestPyTorch:
     @pytest.fixture
     def arguments(self):
         graph = Graph(4, 6)
-        return [leaf.requires_grad_(True) for leaf in graph.inputs(SMALL)], list(graph.edges), list(graph.intervals)
+        return [leaf.requires_grad_(True) for leaf in graph.inputs(SMALL)], list(graph.edges), graph.interval
 
     def test_opcheck(self, arguments):
-        leaves, edges, intervals = arguments
+        leaves, edges, interval = arguments
         g = torch.randn(4, SMALL.irreps_out.dim, dtype=torch.float64, requires_grad=True)
         changes = [torch.randn_like(leaf) for leaf in leaves[:3]]
-        library.opcheck(op.tabulated_product, (*leaves, edges, intervals, SMALL.key))
+        library.opcheck(op.tabulated_product, (*leaves, edges, interval, SMALL.key))
         for needs in ((True, True, True), (False, True, False), (True, False, True)):
-            library.opcheck(op.tabulated_product_backward, (g, *leaves, edges, intervals, SMALL.key, *needs))
+            library.opcheck(op.tabulated_product_backward, (g, *leaves, edges, interval, SMALL.key, *needs))
         fixed = [tensor.detach() for tensor in (g, *leaves)]
         for a in (changes[0], None):
-            arguments = (a, *changes[1:], *fixed, edges, intervals, SMALL.key)
+            arguments = (a, *changes[1:], *fixed, edges, interval, SMALL.key)
             library.opcheck(op.tabulated_product_double_backward, arguments)
 
     def test_compile_without_graph_breaks(self, arguments):
-        leaves, edges, intervals = arguments
+        leaves, edges, interval = arguments
         convolution = TabulatedConvolution(SMALL)
 
         def function(x, y, c, table):
-            return torch.tanh(convolution(torch.sin(x), y, c, table, intervals, edges)).sum()
+            return torch.tanh(convolution(torch.sin(x), y, c, table, interval, edges)).sum()
 
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         values = torch.autograd.grad(compiled(*leaves), leaves)

@@ -62,7 +62,7 @@ def test_nothing_beyond_the_cutoff():
     embedding = model.edge_embedding
     lengths = torch.tensor([0.5, 1.0, 1.2], dtype=torch.float64) * embedding.r_max
     radial = embedding.table(lengths, 64, torch.float64)
-    weights = interpolate(radial.coefficients, radial.table(model.stack.layers[0].radial_network), radial.intervals)
+    weights = interpolate(radial.coefficients, radial.table(model.stack.layers[0].radial_network), radial.interval)
     assert weights[0].any()
     assert not weights[1:].any()
 
