@@ -1,8 +1,7 @@
 """How the engine's time grows: atoms of one structure, structures of one batch, charges beside a longer cutoff."""
 
-import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from fastlr.potential import Potential
 
 from .engine import hexanol
 from .models import NEQUIP_LR, rock_salt
-from .timing import alternate, peak_bytes
+from .timing import alternate, peak_bytes, summary, take_turns
 
 NEQUIP = {"kind": "nequip", "species": ["H", "C", "O", "Na", "Cl"], "r_max": 5.0, "avg_num_neighbors": 26.0}
 # two layers in all, and charges that make up for the shorter cutoff
@@ -21,6 +20,8 @@ SHORT_LR = NEQUIP_LR | {"r_max": 3.0, "num_charge_layers": 1, "num_layers": 1, "
                         "hardness": 8.0, "electronegativity_shifts": {"Na": -3.0, "Cl": 3.0}}  # fmt: skip
 SIZES = (5, 8, 12, 16, 23)  # 1,000 to 97,336 atoms
 LR_SIZES = (4, 5, 8, 10, 13)  # 512 to 17,576 atoms
+STEP = 1e-3  # Å, of differences of the energy
+MISSED = 1e-2  # relative error of such differences of energies in float32 from which on a result is wrong
 
 
 def random_potential(config: dict) -> Potential:
@@ -28,31 +29,56 @@ def random_potential(config: dict) -> Potential:
     return Potential(build_model(parse_config(config)), backend="cpu")
 
 
-def growth(cubes: Sequence[int] = SIZES, repeats: int = 5, say: Callable = print) -> list[dict]:
-    """Energy and forces of NequIP (3 layers, 5 Å) for growing cells of NaCl; microseconds an atom."""
-    potential, results = random_potential(NEQUIP), []
+def growth(cubes: Sequence[int] = SIZES, rounds: int = 5, say: Callable = print) -> list[dict]:
+    """Energy and forces of NequIP (3 layers, 5 Å) for growing cells of NaCl; microseconds an atom.
+
+    All sizes are timed in turn, so that a machine that slows down or recovers does so for all of them. Before that the
+    forces of each are checked along a random direction by differences of the energy.
+    """
+    runs, results = {}, []
     for n in cubes:
-        atoms = rock_salt(n)
+        atoms, potential = rock_salt(n), random_potential(NEQUIP)
         graph = potential.graph(atoms)
-        peak = peak_bytes(lambda graph=graph: potential.plan.evaluate(graph))
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            potential.plan.evaluate(graph)
-            times.append(time.perf_counter() - start)
-        per_atom = 1e6 * median(times) / len(atoms)
-        say(f"NaCl, {len(atoms):,} atoms: {per_atom:.3g} µs an atom, {(peak or 0) / 2**20:.0f} MiB")
+        error = checked_force_error(potential, graph)
+        peak = peak_bytes(lambda potential=potential, graph=graph: potential.plan.evaluate(graph))
+        runs[len(atoms)] = lambda potential=potential, graph=graph: potential.plan.evaluate(graph)
         results.append(
             {
                 "problem": f"NequIP 3 layers, r 5 Å: NaCl, {len(atoms):,} atoms",
                 "nodes": len(atoms),
                 "edges": graph.num_edges,
-                "microseconds_an_atom": per_atom,
+                "errors": {"fastlr": {"forces": error}},
                 "peak_bytes": {"fastlr": peak},
-                "times": {"energy, forces, stress": {"fastlr": {"ms": {"median": 1e3 * median(times)}}}},
             }
         )
+    times = take_turns(runs, seconds=0.0, rounds=rounds)
+    for result in results:
+        atoms, found = result["nodes"], times[result["nodes"]]
+        row = {"ms": summary([1e3 * value for value in found]), "rounds": len(found)}
+        result["microseconds_an_atom"] = 1e3 * row["ms"]["median"] / atoms
+        result["times"] = {"energy, forces, stress": {"fastlr": row}}
+        mebibytes = (result["peak_bytes"]["fastlr"] or 0) / 2**20
+        say(f"NaCl, {atoms:,} atoms: {result['microseconds_an_atom']:.3g} µs an atom, {mebibytes:.0f} MiB")
     return results
+
+
+def checked_force_error(potential: Potential, graph) -> float:
+    """Of the forces along a random direction, relative to what is typical along a direction.
+
+    Raises:
+        AssertionError: it is more than ``MISSED``.
+    """
+    forces = potential.plan.evaluate(graph)["forces"]
+    direction = torch.randn(forces.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    after, before = (
+        float(potential.plan.evaluate(replace(graph, positions=graph.positions + h * direction))["energy"])
+        for h in (STEP, -STEP)
+    )
+    expected = (before - after) / (2.0 * STEP)
+    error = abs(float((forces * direction).sum()) - expected) / float(torch.linalg.vector_norm(forces))
+    if not error <= MISSED:
+        raise AssertionError(f"{len(forces):,} atoms: forces differ from differences of the energy by {error:.1e}")
+    return error
 
 
 def batch(count: int = 1000, say: Callable = print) -> dict:
@@ -89,8 +115,10 @@ def charges(cubes: Sequence[int] = LR_SIZES, seconds: float = 10.0, say: Callabl
     results = []
     for n in cubes:
         atoms, runs = rock_salt(n), {}
+        errors = {}
         for name, potential in potentials.items():
             graph = potential.graph(atoms)
+            errors[name] = {"forces": checked_force_error(potential, graph)}
             runs[name] = lambda potential=potential, graph=graph: potential.plan.evaluate(graph)
         times = alternate(runs, seconds=seconds)
         say(f"NaCl, {len(atoms):,} atoms: " + ", ".join(f"{k} {v['ms']['median']:.3g} ms" for k, v in times.items()))
@@ -98,6 +126,7 @@ def charges(cubes: Sequence[int] = LR_SIZES, seconds: float = 10.0, say: Callabl
             {
                 "problem": f"NequIP 3 layers, 5 Å, beside NequIP-LR 1 + 1 layers, 3 Å: NaCl, {len(atoms):,} atoms",
                 "nodes": len(atoms),
+                "errors": errors,
                 "times": {"energy, forces, stress": times},
             }
         )

@@ -46,10 +46,27 @@ def test_throughput(monkeypatch):
     monkeypatch.setattr(throughput, "NEQUIP", throughput.NEQUIP | {"num_features": 4, "l_max": 1})
     monkeypatch.setattr(throughput, "SHORT_LR", throughput.SHORT_LR | {"num_features": 4, "l_max": 1})
     say = [].append
-    (grown,) = throughput.growth([1], repeats=1, say=say)
+    (grown,) = throughput.growth([1], rounds=2, say=say)
     assert grown["nodes"] == 8
     assert grown["microseconds_an_atom"] > 0.0
+    assert 0.0 <= grown["errors"]["fastlr"]["forces"] < 1e-3
     result = throughput.batch(5, say=say)
     assert set(result["times"]["predict"]) == {"one by one", "one list"}
     (result,) = throughput.charges([1], seconds=0.0, say=say)
     assert set(result["times"]["energy, forces, stress"]) == {"NequIP", "NequIP-LR"}
+    assert all(0.0 <= row["forces"] < 1e-3 for row in result["errors"].values())
+
+
+def test_throughput_of_wrong_forces_is_not_measured(monkeypatch):
+    monkeypatch.setattr(throughput, "NEQUIP", throughput.NEQUIP | {"num_features": 4, "l_max": 1})
+    original = Plan.evaluate
+
+    def wrong(self, graph, **options):
+        out = original(self, graph, **options)
+        return out | {"forces": 1.1 * out["forces"]}
+
+    potential = throughput.random_potential(throughput.NEQUIP)
+    graph = potential.graph(throughput.rock_salt(1))
+    monkeypatch.setattr(Plan, "evaluate", wrong)
+    with pytest.raises(AssertionError, match="forces differ"):
+        throughput.checked_force_error(potential, graph)
