@@ -39,8 +39,8 @@ def growth(cubes: Sequence[int] = SIZES, rounds: int = 5, say: Callable = print)
     for n in cubes:
         atoms, potential = rock_salt(n), random_potential(NEQUIP)
         graph = potential.graph(atoms)
+        peak = peak_bytes(lambda potential=potential, graph=graph: potential.plan.evaluate(graph))  # and all buffers
         error = checked_force_error(potential, graph)
-        peak = peak_bytes(lambda potential=potential, graph=graph: potential.plan.evaluate(graph))
         runs[len(atoms)] = lambda potential=potential, graph=graph: potential.plan.evaluate(graph)
         results.append(
             {
