@@ -210,13 +210,14 @@ def run_md(
             checkpoint()
         saved = perf_counter()
         while step < settings.steps and not should_stop():
-            good = with_results(atoms, calculator.results, recorded["total_charge"])
+            good = atoms.positions.copy(), atoms.get_momenta(), calculator.results
             try:
                 dynamics.step()
                 status = _status(atoms, step + 1)
             except FastlrError as error:
                 if step % settings.interval:
-                    trajectory.append(extxyz(_stamped(good, step, settings)))
+                    frame = _earlier(atoms, *good, recorded["total_charge"])
+                    trajectory.append(extxyz(_stamped(frame, step, settings)))
                 raise type(error)(
                     f"step {step + 1}: {error}; the last good frame, of step {step}, is the last in {files.trajectory}"
                 ) from error
@@ -261,6 +262,14 @@ def _status(atoms: Atoms, step: int) -> MDStatus:
 
 def _frame(atoms: Atoms, calculator: FastlrCalculator, settings: MDSettings, status: MDStatus) -> Atoms:
     return _stamped(with_results(atoms, calculator.results, calculator.total_charge(atoms)), status.step, settings)
+
+
+def _earlier(atoms: Atoms, positions: np.ndarray, momenta: np.ndarray, results: dict, charge: float) -> Atoms:
+    """What the atoms were before a step that failed."""
+    before = atoms.copy()
+    before.set_positions(positions, apply_constraint=False)
+    before.set_momenta(momenta, apply_constraint=False)
+    return with_results(before, results, charge)
 
 
 def _stamped(frame: Atoms, step: int, settings: MDSettings) -> Atoms:

@@ -34,8 +34,8 @@ class Memory:
         if kept[0].shape != like.shape:
             self._kept.pop(key)
             return None
-        n = len(kept)
-        return sum((-1) ** k * comb(n, k + 1) * q for k, q in enumerate(kept)).to(like.device)
+        factors = torch.tensor([(-1) ** k * comb(len(kept), k + 1) for k in range(len(kept))], dtype=like.dtype)
+        return (factors @ torch.stack(list(kept))).to(like.device)
 
     def keep(self, key: tuple[int, int], solution: Tensor, report) -> None:
         """Remember the solution of this step; ``key`` is the structure and the number of the solve."""

@@ -55,7 +55,7 @@ def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:
     if not len(tables.periodic):
         return total
     lattice = system.lattice()
-    far = reciprocal.zero_wave(u, q, system, lattice)
+    far = reciprocal.ZeroWave(system, lattice)(u, q)
     if tables.lines.shape[1]:
         far = far + reciprocal.form(u, q, system, lattice)
     if system.has_meshes:

@@ -45,6 +45,7 @@ class CoulombForces:
         self.system, self.diagonal, self.lattice = system, system.self_terms(), system.lattice()
         self.table = table
         self.widths = system.squared_widths if bool(system.squared_widths.any()) else None
+        self.zero, self.identity = reciprocal.ZeroWave(system, self.lattice), torch.eye(3).to(self.lattice)
         self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
         self.tables = waves or {}
         self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] and not self.tables else None
@@ -84,8 +85,8 @@ class CoulombForces:
             strain = torch.zeros_like(system.cell).index_add_(0, system.batch, outer)
             strain += system.cell.transpose(1, 2) @ by_cell
         if len(system.tables.periodic):
-            zero = reciprocal.zero_wave(u, q, system, self.lattice)
-            self._add(zero, None if strain is None else -zero[:, None, None] * torch.eye(3).to(zero), form, strain)
+            zero = self.zero(u, q)
+            self._add(zero, None if strain is None else -zero[:, None, None] * self.identity, form, strain)
         if system.has_slabs:
             form -= slab_constant(system) * system.sum(q) * system.sum(u)
         if self.waves is not None:

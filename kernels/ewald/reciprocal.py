@@ -76,21 +76,23 @@ def form(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
     return (w * left * right).sum(dim=(1, 2, 3))
 
 
-def zero_wave(u: Tensor, q: Tensor, system: System, lattice: Tensor) -> Tensor:
-    """(Bp,) the term of k = 0 in cells, where the average potential of each Gaussian is zero."""
+class ZeroWave:
+    """(u, q) -> (Bp,) the term of k = 0 in cells, where the average potential of each Gaussian is zero."""
 
-    def moments(charges: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, system: System, lattice: Tensor):
+        self.system, factor = system, -2.0 * math.pi / torch.linalg.det(lattice).abs()
+        self.factor = torch.where(system.tables.height > 0.0, 0.0, factor) if system.has_slabs else factor
+        self.squared_eta = system.periodic(system.tables.inverse_eta) ** -2
+
+    def __call__(self, u: Tensor, q: Tensor) -> Tensor:
+        sum_q, spread_q = self._moments(q)
+        sum_u, spread_u = (sum_q, spread_q) if u is q else self._moments(u)
+        return self.factor * (self.squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q)
+
+    def _moments(self, charges: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the charges, and of charges times squared widths."""
+        system = self.system
         return system.periodic(system.sum(charges)), system.periodic(system.sum(charges * system.squared_widths))
-
-    sum_q, spread_q = moments(q)
-    sum_u, spread_u = (sum_q, spread_q) if u is q else moments(u)
-    volume = torch.linalg.det(lattice).abs()
-    squared_eta = system.periodic(system.tables.inverse_eta) ** -2
-    term = squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
-    if system.has_slabs:
-        term = torch.where(system.tables.height > 0.0, 0.0, term)
-    return -2.0 * math.pi / volume * term
 
 
 def matrix(system: System, lattice: Tensor, dtype: torch.dtype | None = None) -> Tensor:
