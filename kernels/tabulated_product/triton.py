@@ -71,7 +71,7 @@ class Interpolated(Streamed):
 class CoefficientGradients(WeightGradients):
     """For each edge dY, and dC[e, j] = <T[interval(e) + j], dw[e]>."""
 
-    NAME, WEIGHTS = "tabulated_edge_gradients", Interpolated
+    NAME, WEIGHTS, MAX_PRODUCTS = "tabulated_edge_gradients", Interpolated, 200
 
     def start(self) -> None:
         super().start()

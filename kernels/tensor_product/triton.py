@@ -26,7 +26,6 @@ MAX_REGISTERS = 120
 # Products that one kernel may be made of: the compiler keeps more of their operands than there are registers, and takes
 # time that grows faster than their number.
 MAX_PRODUCTS = 450
-MAX_EDGE_PRODUCTS = 400
 
 
 @dataclass(frozen=True)
@@ -236,15 +235,18 @@ def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, p
     blocks = defaultdict(list)
     for path in program.contractions():
         blocks[path.source, path.mul].append(path)
+    keep = keep or WeightGradients
     parts, products = [{}], 0
     for block, paths in blocks.items():
-        more = num_products(paths, terms, dtype)
-        if parts[-1] and products + more > MAX_EDGE_PRODUCTS:
-            parts.append({})
-            products = 0
-        parts[-1][block] = paths
-        products += more
-    keep = keep or WeightGradients
+        whole = num_products(paths, terms, dtype)
+        # rows of v are loaded once if all of their paths are in one kernel, which is not possible of too many
+        for group in [paths] if whole <= keep.MAX_PRODUCTS else [[path] for path in paths]:
+            more = num_products(group, terms, dtype)
+            if parts[-1] and products + more > keep.MAX_PRODUCTS:
+                parts.append({})
+                products = 0
+            parts[-1].setdefault(block, []).extend(group)
+            products += more
     return [keep(program, part, terms, dtype, number > 0).kernel(per_edge) for number, part in enumerate(parts)]
 
 
@@ -258,7 +260,7 @@ class WeightGradients:
         adds: add to the sums over channels that are there.
     """
 
-    NAME, WEIGHTS, NEED_Y = "edge_gradients", Streamed, True
+    NAME, WEIGHTS, NEED_Y, MAX_PRODUCTS = "edge_gradients", Streamed, True, 400
 
     def __init__(self, program: Program, blocks: dict, terms: tuple, dtype: torch.dtype, adds: bool):
         self.program, self.blocks, self.terms, self.float, self.adds = program, blocks, terms, FLOAT[dtype], adds
