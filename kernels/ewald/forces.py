@@ -261,7 +261,9 @@ class _Mesh:
         transforms = [transform(spread(charge[:, None], x, self.dims, 0, self.p, bins)) for charge in charges]
         if strain is not None:
             strain[self.b] += self._strain(transforms[0], transforms[-1])
-        jets = [gather(filtered(transform, self.influence, self.dims), x, 1, self.p, bins) for transform in transforms]
+        jets = [
+            gather(filtered(transformed, self.influence, self.dims), x, 1, self.p, bins) for transformed in transforms
+        ]
         before = [2.0 * charges[0]] if u is q else [charges[1], charges[0]]
         form[self.b] += charges[-1] @ jets[0][:, 0]
         slopes = sum(charge[:, None] * jet[:, 1:] for charge, jet in zip(before, jets, strict=True))

@@ -65,7 +65,7 @@ def table_gradient(
     if program.paths:
         kernel = _compiled(TableGradient, program, numbers, g.dtype)
         size = torch.tensor([parts[0].numel()])
-        tensors = [parts, bounds, *edges.rows, g, size, parts, interval, *operands]
+        tensors = [parts, bounds, *edges.rows, g, size, parts, interval, *operands]  # the table is each part's own
         launch(kernel, tensors, count, minimum_work=1)
     return parts.sum(0)
 
@@ -160,14 +160,14 @@ class TableGradient(EdgeGradients):
     NAME, OWN_TENSORS, WEIGHTS = "tabulated_table_gradient", 7, Interpolated
 
     def __init__(self, program: Program, terms: tuple, bits: int):
-        super(EdgeGradients, self).__init__(program, terms, bits)
-        self.need_y = False
-        parts, bounds, ptr, edge, node, g, size = self.own
-        self.prepare()
+        super().__init__(program, terms, bits, need_y=False)
+
+    def walk(self) -> None:
+        parts, bounds, *edges_and_g, size = self.own
         with self.loop(self.begin, self.end) as part:
             self.weights.table = self.at(parts, self.mul(part, self.load_int(size, 0)))
             with self.loop(self.load_int(bounds, part), self.load_int(bounds, self.add(part, 1))) as n:
-                self.of_node(n, ptr, edge, node, g)
+                self.of_node(n, *edges_and_g)
 
     def open(self, edge_id) -> None:
         """All is kept at once."""

@@ -105,8 +105,7 @@ def tabulated_product_backward(
     """dU/dx, dU/dY, dU/dC and dU/dT; those that are not needed are empty, and the two of edges go together."""
     paths, adjacency = Program.from_key(program), Adjacency(*edges)
     g, x, y, c, table, interval = _prepared(paths, adjacency, interval, table, g=[g], x=[x], y=[y], c=[c])
-    kernels, none = _kernels(x), [x.new_empty(0) for _ in range(4)]
-    dx, dy, dc, dt = none
+    kernels, (dx, dy, dc, dt) = _kernels(x), (x.new_empty(0) for _ in range(4))
     if need_x:
         dx = kernels.gather(paths, adjacency, interval, table, [(c, y, g)], transposed=True)
     if need_edges:
@@ -206,12 +205,11 @@ def _composed(changes, tensors, needed, edges, interval, program) -> list[Tensor
         # as tensors of their own, none of which is made of another
         g, x, y, c, table = leaves = [tensor.view_as(tensor) for tensor in tensors]
         weights = radial_table.values(c, table, intervals)
-        dx, dy, dw = tensor_product.tensor_product_backward(g, x, y, weights, edges, program, True, True)
-        dc = radial_table.coefficients_gradient(dw, table, intervals)
-        dt = radial_table.rows_gradient(c, dw, intervals)
-        outputs = [
-            (value, change) for value, change in zip((dx, dy, dc, dt), changes, strict=True) if change is not None
-        ]
+        asked = [change is not None for change in changes]
+        dx, dy, dw = tensor_product.tensor_product_backward(g, x, y, weights, edges, program, *asked[:2])
+        dc = radial_table.coefficients_gradient(dw, table, intervals) if asked[2] else None
+        dt = radial_table.rows_gradient(c, dw, intervals) if asked[3] else None
+        outputs = [(value, changes[k]) for k, value in enumerate((dx, dy, dc, dt)) if asked[k]]
     places = [k for k, need in enumerate(needed) if need]
     found = torch.autograd.grad(
         [value for value, _ in outputs],

@@ -225,10 +225,14 @@ class EdgeGradients(Kernel):
     def __init__(self, program: Program, terms: tuple, bits: int, need_y: bool):
         super().__init__(program, terms, bits)
         self.need_y = need_y
-        self.dw, self.dy, ptr, edge, node, g = self.own
         self.prepare()
+        self.walk()
+
+    def walk(self) -> None:
+        """The nodes begin ... end - 1."""
+        self.dw, self.dy, *edges_and_g = self.own
         with self.loop(self.begin, self.end) as n:
-            self.of_node(n, ptr, edge, node, g)
+            self.of_node(n, *edges_and_g)
 
     def prepare(self) -> None:
         """What all nodes need."""

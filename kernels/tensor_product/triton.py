@@ -131,9 +131,7 @@ def candidates(mul: int) -> list[Launch]:
 
 
 @cache
-def gather_kernels(
-    program: Program, terms: tuple, transposed: bool, dtype: torch.dtype, weights=Streamed
-) -> list[tuple]:
+def gather_kernels(program: Program, terms: tuple, transposed: bool, dtype: torch.dtype, weights) -> list[tuple]:
     """(number of channels, kernel) for each group of paths."""
     return [
         (group[0].mul, _gather_kernel(program, group, terms, transposed, dtype, weights))
@@ -225,17 +223,16 @@ def _gather_kernel(program: Program, paths: list[Contraction], terms: tuple, tra
 
 
 @cache
-def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool, keep=None) -> list:
+def edge_gradients_kernels(program: Program, terms: tuple, dtype: torch.dtype, per_edge: bool, keep) -> list:
     """The kernels that do all paths together, each of them those from some rows of v.
 
     Args:
-        keep: what they write, ``WeightGradients`` unless told otherwise. The first kernel sets sums over channels, and
-            the others add to them.
+        keep: what they write, such as ``WeightGradients``. The first kernel sets sums over channels, and the others add
+            to them.
     """
     blocks = defaultdict(list)
     for path in program.contractions():
         blocks[path.source, path.mul].append(path)
-    keep = keep or WeightGradients
     parts, products = [{}], 0
     for block, paths in blocks.items():
         whole = num_products(paths, terms, dtype)
