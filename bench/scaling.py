@@ -33,6 +33,7 @@ REPEATS = (5, 8, 12, 17, 24)  # conventional cells along each axis: 1,000 to 110
 LARGE = 10_000  # atoms from which on times are fitted by a power
 LARGEST_DENSE = 1_000  # atoms of which charges are compared with those of a dense solve
 TOLERANCE = 1e-8  # e, bound on the root-mean-square error of charges
+PHASES = ("charges", "charges, energy and forces")  # what is timed
 MISSED = 1e-4  # relative error from which on a result is wrong
 STEP = 1e-3  # Å, of differences of the energy
 
@@ -73,6 +74,10 @@ class Crystal:
         charges, energy = self.solve(positions, memory)
         (gradient,) = torch.autograd.grad(energy, positions)
         return charges.detach(), energy.detach(), -gradient
+
+    def run(self, phase: str) -> Callable:
+        """The function that does one of ``PHASES``."""
+        return dict(zip(PHASES, (self.charges, self.forces), strict=True))[phase]
 
     @property
     def table_bytes(self) -> int:
@@ -124,8 +129,8 @@ def errors(problem: Crystal, charges: Tensor, forces: Tensor) -> dict[str, float
 
 def check_size(
     repeat: int, hardness: float = 0.3, *, tolerance: float = TOLERANCE, say: Callable[[str], None] = print
-) -> tuple[Crystal, dict]:
-    """A crystal, and what there is to say of it before it is timed; without ``peak_bytes`` if its result is wrong."""
+) -> tuple[Crystal | None, dict]:
+    """A crystal, or None if its result is wrong, and what there is to say of it before it is timed."""
     problem = crystal(repeat, hardness, tolerance)
     memory = Memory()
     charges, _, forces = problem.forces(memory)
@@ -150,15 +155,10 @@ def check_size(
     # written so that what is not a number is wrong, too
     if not all(value <= MISSED for value in off.values()):
         say("  NOT TIMED")
-        return problem, result
-    for phase, function in phases(problem).items():
-        result["peak_bytes"][phase] = peak_bytes(function)
+        return None, result
+    for phase in PHASES:
+        result["peak_bytes"][phase] = peak_bytes(problem.run(phase))
     return problem, result
-
-
-def phases(problem: Crystal) -> dict[str, Callable]:
-    """What is timed of a crystal."""
-    return {"charges": problem.charges, "charges, energy and forces": problem.forces}
 
 
 def exponent(times: dict[int, list[float]]) -> dict | None:
@@ -197,10 +197,10 @@ def run_scaling(
     results = []
     for hardness in hardnesses:
         checked = [check_size(repeat, hardness, tolerance=tolerance, say=say) for repeat in repeats]
-        right = [(problem, result) for problem, result in checked if result["peak_bytes"]]
+        right = [(problem, result) for problem, result in checked if problem is not None]
         fitted = {}
-        for phase in phases(checked[0][0]):
-            contestants = {result["problem"]: phases(problem)[phase] for problem, result in right}
+        for phase in PHASES:
+            contestants = {result["problem"]: problem.run(phase) for problem, result in right}
             times = take_turns(contestants, seconds=seconds * len(right), rounds=rounds)
             for _, result in right:
                 found = times[result["problem"]]

@@ -122,8 +122,3 @@ def _of_rows(ctx, h):
 values.register_autograd(_of_values, setup_context=_setup)
 coefficients_gradient.register_autograd(_of_coefficients, setup_context=_setup)
 rows_gradient.register_autograd(_of_rows, setup_context=_setup)
-
-
-def interpolate(coefficients: Tensor, table: Tensor, intervals: Intervals) -> Tensor:
-    """Same result as ``naive.interpolate``, by the kernels of the tensors' device."""
-    return values(coefficients, table, list(intervals))

@@ -88,7 +88,7 @@ def test_kernels(num_edges, num_intervals, width, dtype, device):
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
     there = [[tensor.to(place(device)) for tensor in group] for group in (tensors, probes)]
     moved = Intervals(*(tensor.to(place(device)) for tensor in intervals))
-    values = derivatives(lambda c, t: op.interpolate(c, t, moved), *there)
+    values = derivatives(lambda c, t: op.values(c, t, list(moved)), *there)
     exact = [[tensor.double() for tensor in group] for group in (tensors, probes)]
     references = derivatives(lambda c, t: naive.interpolate(c, t, intervals.interval), *exact)
     for number, (value, reference) in enumerate(zip(values, references, strict=True)):
@@ -100,8 +100,8 @@ def test_kernels(num_edges, num_intervals, width, dtype, device):
 def test_finite_differences():
     (coefficients, table, g), intervals = problem(7, 6, 5, torch.float64)
     leaves = [tensor.requires_grad_(True) for tensor in (coefficients, table, g)]
-    assert torch.autograd.gradcheck(lambda c, t: op.interpolate(c, t, intervals), leaves[:2])
-    assert torch.autograd.gradgradcheck(lambda c, t: op.interpolate(c, t, intervals), leaves[:2])
+    assert torch.autograd.gradcheck(lambda c, t: op.values(c, t, list(intervals)), leaves[:2])
+    assert torch.autograd.gradgradcheck(lambda c, t: op.values(c, t, list(intervals)), leaves[:2])
 
 
 def test_same_bits_on_any_number_of_threads():
@@ -140,4 +140,4 @@ def test_opcheck():
 def test_wrong_inputs(coefficients, table, message):
     _, intervals = problem(9, 6, 3, torch.float32)
     with pytest.raises(ValueError, match=message):
-        op.interpolate(coefficients, table, intervals)
+        op.values(coefficients, table, list(intervals))
