@@ -54,6 +54,11 @@ class Counts(NamedTuple):
         sizes = graph.num_nodes, graph.num_edges, len(tables.neighbour), graph.max_atoms
         return Counts(*sizes, waves, factors, mesh, graph.num_structures)
 
+    @property
+    def charges(self) -> "Counts":
+        """Without the layers of message passing."""
+        return self._replace(nodes=0, edges=0)
+
     def joined(self, other: "Counts") -> "Counts":
         """Of both as one batch."""
         largest = (max(pair) for pair in zip(self[3:7], other[3:7], strict=True))

@@ -238,17 +238,19 @@ class Potential:
         """Whether one structure is so large that it has to be evaluated part by part.
 
         Raises:
-            InputError: its evaluation needs more than the memory budget, and this model has no parts.
+            InputError: its evaluation needs more than the memory budget, and without a plan there are no parts.
         """
         return self._is_large(Counts.of(graph), self._budget(), name, graph.num_nodes)
 
     def _in_parts(self, graph: Graph, name: str, forces: bool) -> dict[str, torch.Tensor]:
-        left = self._budget() - graph.num_bytes
         needed = self._memory.bytes_of
+        # what parts are taken from, and the charges, which have none
+        whole = graph.num_bytes + needed(Counts.of(graph).charges) - needed(Counts(0, 0))
+        left = self._budget() - whole
         try:
             return evaluate_in_parts(self.plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
         except TooLarge as error:
-            least = graph.num_bytes + needed(Counts.of(error.part))
+            least = whole + needed(Counts.of(error.part))
             raise self._over_budget(name, graph.num_nodes, least, ", even part by part") from None
 
     def _budget(self) -> float:
@@ -258,7 +260,7 @@ class Potential:
         alone = self._memory.bytes_of(count)
         if alone <= budget:
             return False
-        if self.plan is None or self.has_charges:
+        if self.plan is None:
             raise self._over_budget(name, num_atoms, alone)
         return True
 

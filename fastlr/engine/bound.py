@@ -68,59 +68,90 @@ class Bound:
         forward = [self._prepare, *charges, *energy.forward, self._read_out]
         return [*forward, *energy.backward, *charges_back, self._pull]
 
-    def evaluate(self, graph: Graph, forces: bool, counted: Tensor | None = None) -> dict[str, Tensor]:
+    def evaluate(self, graph: Graph, forces: bool) -> dict[str, Tensor]:
         """See ``plan.Plan.evaluate``."""
-        self.graph, self.counted = graph, counted
-        out = self._energies()
+        self._begin(graph)
+        if self.charged:
+            self.run(*self.charge_stack.forward, self._equilibrate)
+        self.run(*self.energy_stack.forward, self._read_out)
+        out = {"atomic_energies": self.atomic_energies}
+        if self.charged:
+            self.equilibrated.join(out)
+        out["energy"] = self._sum(graph.batch, out["atomic_energies"])
+        if self.charged:
+            out["energy"] += out["coulomb_energy"] + out["external_energy"]
         if forces:
-            out |= self._forces()
+            self.geometry.clear()
+            self._seed()
+            self.run(*self.energy_stack.backward)
+            if self.charged:
+                self.run(self._adjoint, *self.charge_stack.backward)
+            out |= self._pulled()
+            if self.charged:
+                out["forces"] -= self.slopes[0]
+                out["virial"] += self.slopes[1]
             out["stress"] = out["virial"] * self.per_volume
         self.graph = None
         return out | dipole(graph, out)
 
-    def _energies(self) -> dict[str, Tensor]:
-        edges, graph, extra = self.edges, self.graph, {}
-        self.geometry.positions.copy_(edges.sort(graph.positions))
+    def electronegativities(self, graph: Graph) -> Tensor:
+        """See ``plan.Plan.electronegativities``."""
+        self._begin(graph)
+        self.run(*self.charge_stack.forward)
+        return self._electronegativities()
+
+    def energies_at(self, graph: Graph, charges: Tensor | None, counted: Tensor, forces: bool) -> dict[str, Tensor]:
+        """See ``plan.Plan.energies_at``."""
+        self._begin(graph)
+        if charges is not None:
+            if self.config.reuse_features:
+                self.run(*self.charge_stack.forward)
+            self._encode(charges)
+        self.run(*self.energy_stack.forward, self._read_out)
+        out = {"atomic_energies": self.atomic_energies}
+        if forces:
+            self.geometry.clear()
+            self._seed(counted)
+            self.run(*self.energy_stack.backward)
+            if charges is not None:
+                out["by_charge"] = self._by_charge()
+                if self.config.reuse_features:
+                    self._seed_charge_stack()
+                    self.run(*self.charge_stack.backward)
+            out |= self._pulled()
+        return out
+
+    def pulls_at(self, graph: Graph, by_chi: Tensor) -> dict[str, Tensor]:
+        """See ``plan.Plan.pulls_at``."""
+        self._begin(graph)
+        self.run(*self.charge_stack.forward)
+        self.chi = self._electronegativities()
+        self.geometry.clear()
+        self.charge_stack.gradient.zero_()
+        self._add_slopes(by_chi)
+        self.run(*self.charge_stack.backward)
+        return self._pulled()
+
+    def _begin(self, graph: Graph) -> None:
+        self.graph = graph
+        self.geometry.positions.copy_(self.edges.sort(graph.positions))
         self.run(self._prepare)
         self._refuse_overlap()
-        if self.charged:
-            self.run(*self.charge_stack.forward, self._equilibrate)
-            found = self.equilibrated
-            extra = {name: getattr(found, name) for name in ("charges", "coulomb_energy", "external_energy")}
-            extra["electronegativities"] = self.chi
-        self.run(*self.energy_stack.forward, self._read_out)
-        atomic_energies = self.atomic_energies
-        if self.charged and self.config.site_energy:
-            atomic_energies = atomic_energies + found.site_energies
-        counted = atomic_energies if self.counted is None else atomic_energies * self.counted
-        energy = self._sum(graph.batch, counted)
-        if self.charged:
-            energy = energy + found.coulomb_energy + found.external_energy
-        return {"energy": energy, "atomic_energies": atomic_energies, **extra}
 
-    def _forces(self) -> dict[str, Tensor]:
-        """Forces (N, 3) and virial (B, 3, 3), after ``_energies``."""
-        self.geometry.clear()
-        self._seed()
-        self.run(*self.energy_stack.backward)
-        if self.charged:
-            self.run(self._adjoint, *self.charge_stack.backward)
+    def _pulled(self) -> dict[str, Tensor]:
+        """Forces (N, 3) and virial (B, 3, 3) from the gradients by harmonics and lengths, in memory of their own."""
         self.run(self._pull)
-        forces, virial = self.edges.unsort(self.found_forces), self.found_virial
-        if self.charged:
-            forces, virial = forces - self.slopes[0], virial + self.slopes[1]
-        else:
-            forces = forces.clone()  # the buffer will be written to again
-        return {"forces": forces, "virial": virial}
+        forces = self.found_forces.clone() if self.edges.order is None else self.edges.unsort(self.found_forces)
+        return {"forces": forces, "virial": self.found_virial}
 
-    def _seed(self) -> None:
+    def _seed(self, counted: Tensor | None = None) -> None:
         """The gradient that the energy stack's backward pass begins with; it need not change where that is linear."""
-        always_the_same = self.readout.is_linear and self.counted is None
+        always_the_same = self.readout.is_linear and counted is None
         if always_the_same and self._seeded:
             return
         gradient = self.readout.backward()
-        if self.counted is not None:
-            gradient = gradient * self.edges.sort(self.counted).to(gradient.dtype)[:, None]
+        if counted is not None:
+            gradient = gradient * self.edges.sort(counted).to(gradient.dtype)[:, None]
         self.energy_stack.gradient.copy_(gradient)
         self._seeded = always_the_same
 
@@ -134,10 +165,17 @@ class Bound:
 
     def _find_charges(self) -> None:
         """From the features of the charge stack, the charges and the input of the energy stack."""
-        plan, edges, model, features = self.plan, self.edges, self.plan.model, self.charge_stack.out
-        self.chi = edges.unsort(self.electronegativity(features))
+        self.chi = self._electronegativities()
         self.equilibrated = self.equilibration.of(self.graph, self.chi)
-        self.encoded = edges.sort(self.equilibrated.charges).to(plan.dtype).detach()
+        self._encode(self.equilibrated.charges)
+
+    def _electronegativities(self) -> Tensor:
+        return self.edges.unsort(self.electronegativity(self.charge_stack.out))
+
+    def _encode(self, charges: Tensor) -> None:
+        """The input of the energy stack, from charges (N,)."""
+        edges, model, features = self.edges, self.plan.model, self.charge_stack.out
+        self.encoded = edges.sort(charges).to(self.plan.dtype).detach()
         if model.charge_encoding.kind == "scalar":
             self.encoding = self.encoded[:, None]
         else:
@@ -153,24 +191,41 @@ class Bound:
 
     def _differentiate_charges(self) -> None:
         """Gradients through the charges: ``slopes`` by positions and strain, and that which the charge stack needs."""
-        edges, config = self.edges, self.config
-        num_scalars, num_own = config.channels[0], self.energy_stack.own.shape[1]
-        by_x = self.energy_stack.x_gradient
-        before = num_scalars if config.reuse_features else by_x.shape[1] - num_own
-        own = slice(before, before + num_own)
-        by_encoding = self.energy_stack.own_gradient() + by_x[:, own]
+        *self.slopes, by_chi = self.equilibrated.gradients(self._by_charge())
+        self._seed_charge_stack()
+        self._add_slopes(by_chi)
+
+    @property
+    def _own(self) -> slice:
+        """The columns of the energy stack's input that encode charges."""
+        num_own = self.energy_stack.own.shape[1]
+        reused = self.config.reuse_features
+        before = self.config.channels[0] if reused else self.energy_stack.x.shape[1] - num_own
+        return slice(before, before + num_own)
+
+    def _by_charge(self) -> Tensor:
+        """(N,) float64 gradient of the energy stack by the charges, eV/e."""
+        by_encoding = self.energy_stack.own_gradient() + self.energy_stack.x_gradient[:, self._own]
         if self.plan.model.charge_encoding.kind == "scalar":
             by_charge = by_encoding[:, 0]
         else:
             (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
-        *self.slopes, by_chi = self.equilibrated.gradients(edges.unsort(by_charge.double()))
+        return self.edges.unsort(by_charge.double())
+
+    def _seed_charge_stack(self) -> None:
+        """The gradient that the charge stack's backward pass begins with, as far as the energy stack reads features."""
         gradient = self.charge_stack.gradient
-        if config.reuse_features:
-            gradient[:, :num_scalars] = by_x[:, :num_scalars]
-            gradient[:, num_scalars:] = by_x[:, own.stop :]
-        else:
+        if not self.config.reuse_features:
             gradient.zero_()
-        gradient[:, :num_scalars] += self.electronegativity.backward(edges.sort(by_chi))
+            return
+        by_x, num_scalars = self.energy_stack.x_gradient, self.config.channels[0]
+        gradient[:, :num_scalars] = by_x[:, :num_scalars]
+        gradient[:, num_scalars:] = by_x[:, self._own.stop :]
+
+    def _add_slopes(self, by_chi: Tensor) -> None:
+        """And as far as the electronegativities do, whose gradient (N,) is given."""
+        by_features = self.electronegativity.backward(self.edges.sort(by_chi))
+        self.charge_stack.gradient[:, : by_features.shape[1]] += by_features
 
     def _sum(self, batch: Tensor, values: Tensor) -> Tensor:
         """(N, ...) -> (B, ...)."""

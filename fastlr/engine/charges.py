@@ -59,16 +59,30 @@ class Charges:
         )
 
 
-class Direct:
-    """The usual case: molecules and cells whose total charge is given.
+class Equilibrated:
+    """Charges that have been found.
 
     Attributes:
-        charges: (N,) e. coulomb_energy, external_energy: (B,) eV. site_energies: (N,) eV.
+        electronegativities: (N,) eV/e. charges: (N,) e. coulomb_energy, external_energy: (B,) eV. site_energies: (N,) eV.
     """
+
+    _site_energy: bool
+
+    def join(self, out: dict[str, Tensor]) -> None:
+        """Add what the charges contribute to "atomic_energies" (N,), and all else that is known of them."""
+        if self._site_energy:
+            out["atomic_energies"] += self.site_energies
+        for name in ("charges", "electronegativities", "coulomb_energy", "external_energy"):
+            out[name] = getattr(self, name)
+
+
+class Direct(Equilibrated):
+    """The usual case: molecules and cells whose total charge is given."""
 
     def __init__(self, solution: Equilibration, site_energy: bool):
         self.solution, self._site_energy = solution, site_energy
-        chi, self.charges, self.coulomb_energy = solution.electronegativity, solution.charges, solution.energy
+        self.electronegativities = chi = solution.electronegativity
+        self.charges, self.coulomb_energy = solution.charges, solution.energy
         self.external_energy = torch.zeros_like(self.coulomb_energy)
         self.site_energies = chi * self.charges + 0.5 * solution.hardness * self.charges**2
 
@@ -78,7 +92,7 @@ class Direct:
             return self.solution.gradients(by_charge, self._site_energy)
 
 
-class ByAutograd:
+class ByAutograd(Equilibrated):
     """Slabs, fragments, fields and potentials: the same by the differentiable operation."""
 
     def __init__(self, module: ChargeEquilibration, graph: Graph, chi: Tensor, site_energy: bool):
@@ -89,7 +103,7 @@ class ByAutograd:
             self.found = module(deformed, self.leaves[2])
         for name in ("charges", "coulomb_energy", "external_energy", "site_energies"):
             setattr(self, name, self.found[name].detach())
-        self._site_energy = site_energy
+        self.electronegativities, self._site_energy = chi, site_energy
 
     def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Direct.gradients``."""

@@ -1,12 +1,15 @@
 """One structure part by part, where the buffers for all of it at once would not fit into memory.
 
-A part has some atoms whose energies count, and around them all atoms that these energies depend on: those that L edges
-lead to, with L layers. Each atom's energy counts in one part, and its derivatives are added up over the parts.
+A part has some atoms that count, and around them all atoms that their energies depend on: those that L edges lead to,
+with L layers. Each atom counts in one part, and derivatives are added up over the parts. Charges belong to the whole
+structure, so that a model with charges goes over its parts three times: for the electronegativities, for the energies
+at the charges that follow from these, and for the forces that act through the electronegativities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from fastlr.graph import Graph
 from fastlr.models.derivatives import dipole
 
+from .charges import Charges
 from .edge_list import morton_order
 from .plan import Plan
 
@@ -31,41 +35,92 @@ class TooLarge(Exception):
         self.part = part
 
 
+class Part(NamedTuple):
+    """Some atoms with their surroundings.
+
+    Attributes:
+        graph: see ``neighbourhood``.
+        atoms: (n,) of the whole, in order.
+        counted: (n,) float64, one for atoms that count and zero for those around them.
+    """
+
+    graph: Graph
+    atoms: Tensor
+    counted: Tensor
+
+
 def evaluate_in_parts(plan: Plan, graph: Graph, fits: Callable[[Graph], bool], *, forces: bool) -> dict[str, Tensor]:
-    """As ``Plan.evaluate`` of one structure, for a short-range model.
+    """As ``Plan.evaluate`` of one structure.
 
     Args:
         fits: whether a part is small enough; parts are halved until they are.
 
     Raises:
         TooLarge: an atom with all that its energy depends on is too large a part.
+        InputError: see ``Plan.evaluate``.
     """
-    n = graph.num_nodes
-    out = {"energy": torch.zeros(1, dtype=torch.float64), "atomic_energies": torch.zeros(n, dtype=torch.float64)}
+    config, charged, depth = plan.config, bool(plan.charge_layers), plan.config.num_layers
+    out = {"atomic_energies": graph.positions.new_zeros(graph.num_nodes)}
     if forces:
-        out |= {"forces": torch.zeros(n, 3, dtype=torch.float64), "virial": torch.zeros(1, 3, 3, dtype=torch.float64)}
-    waiting = [morton_order(graph.positions, graph.batch).numpy()]  # neighbours in space, so that few atoms are around
-    while waiting:
-        core = waiting.pop()
-        part, atoms = neighbourhood(graph, core, plan.config.num_layers)
-        if not fits(part):
-            if len(core) == 1:
-                raise TooLarge(part)
-            waiting += np.array_split(core, 2)
-            continue
-        counted = torch.zeros(len(atoms), dtype=torch.float64)
-        counted[np.searchsorted(atoms, core)] = 1.0
-        found, own = plan.evaluate(part, forces=forces, counted=counted), torch.from_numpy(atoms)
-        out["energy"] += found["energy"]
-        out["atomic_energies"].index_add_(0, own, found["atomic_energies"] * counted)
+        out |= {"forces": torch.zeros_like(graph.positions), "virial": torch.zeros_like(graph.cell)}
+    if charged:
+        equilibrated = _equilibrated(plan, graph, fits)
+        by_charge = torch.zeros_like(equilibrated.charges)
+        depth += config.num_charge_layers * config.reuse_features
+    for part in _parts(graph, depth, fits):
+        charges = equilibrated.charges[part.atoms] if charged else None
+        found = plan.energies_at(part.graph, charges, part.counted, forces=forces)
+        out["atomic_energies"].index_add_(0, part.atoms, found["atomic_energies"] * part.counted)
         if forces:
-            out["forces"].index_add_(0, own, found["forces"])
-            out["virial"] += found["virial"]
+            _add(out, found, part)
+        if forces and charged:
+            by_charge.index_add_(0, part.atoms, found["by_charge"])
+    if charged:
+        equilibrated.join(out)
+    out["energy"] = graph.sum_nodes(out["atomic_energies"])
+    if charged:
+        out["energy"] += out["coulomb_energy"] + out["external_energy"]
+    if forces and charged:
+        by_position, by_strain, by_chi = equilibrated.gradients(by_charge)
+        out["forces"] -= by_position
+        out["virial"] += by_strain
+        for part in _parts(graph, config.num_charge_layers, fits):
+            _add(out, plan.pulls_at(part.graph, by_chi[part.atoms] * part.counted), part)
     if forces:
         volume = torch.linalg.det(graph.cell).abs()
         per_volume = torch.where(graph.pbc.all(dim=1), 1.0 / volume, torch.nan)
         out["stress"] = out["virial"] * per_volume[:, None, None]
     return out | dipole(graph, out)
+
+
+def _equilibrated(plan: Plan, graph: Graph, fits):
+    """The charges of the whole structure, from electronegativities found part by part."""
+    chi = graph.positions.new_zeros(graph.num_nodes)
+    for part in _parts(graph, plan.config.num_charge_layers, fits):
+        chi.index_add_(0, part.atoms, plan.electronegativities(part.graph) * part.counted)
+    with torch.no_grad():
+        return Charges(plan.model.equilibration, plan.config.site_energy).of(graph, chi)
+
+
+def _add(out: dict[str, Tensor], found: dict[str, Tensor], part: Part) -> None:
+    out["forces"].index_add_(0, part.atoms, found["forces"])
+    out["virial"] += found["virial"]
+
+
+def _parts(graph: Graph, num_layers: int, fits) -> Iterator[Part]:
+    """Parts in which each atom counts once, neighbours in space together so that few atoms are around them."""
+    waiting = [morton_order(graph.positions, graph.batch).numpy()]
+    while waiting:
+        core = waiting.pop()
+        part, atoms = neighbourhood(graph, core, num_layers)
+        if fits(part):
+            counted = torch.zeros(len(atoms), dtype=torch.float64)
+            counted[np.searchsorted(atoms, core)] = 1.0
+            yield Part(part, torch.from_numpy(atoms), counted)
+        elif len(core) == 1:
+            raise TooLarge(part)
+        else:
+            waiting += np.array_split(core, 2)
 
 
 def neighbourhood(graph: Graph, core: np.ndarray, num_layers: int) -> tuple[Graph, np.ndarray]:

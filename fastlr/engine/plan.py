@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -66,20 +68,53 @@ class Plan:
             return f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
         return None
 
-    def evaluate(self, graph: Graph, *, forces: bool = True, counted: Tensor | None = None) -> dict[str, Tensor]:
+    def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
         """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
-
-        Args:
-            counted: (N,) how often each atom's energy counts, for models without charges (default: once).
 
         Raises:
             InputError: atoms overlap, or the charges cannot be found.
         """
-        with torch.no_grad(), self._lock:  # buffers serve one evaluation at a time
-            if self.recorder is None:
-                return self._bind(graph).evaluate(graph, forces, counted)
-            with self.recorder.evaluation():
-                return self._bind(graph).evaluate(graph, forces, counted)
+        with self._bound_to(graph) as bound:
+            return bound.evaluate(graph, forces)
+
+    def electronegativities(self, graph: Graph) -> Tensor:
+        """(N,) float64, eV/e, of a model with charges.
+
+        Raises:
+            InputError: atoms overlap.
+        """
+        with self._bound_to(graph) as bound:
+            return bound.electronegativities(graph)
+
+    def energies_at(
+        self, graph: Graph, charges: Tensor | None, counted: Tensor, *, forces: bool = True
+    ) -> dict[str, Tensor]:
+        """The short-range energies for given charges.
+
+        Args:
+            charges: (N,) e, or None for a model without.
+            counted: (N,) how often each atom's energy counts in derivatives.
+
+        Returns:
+            atomic_energies: (N,) eV; and with ``forces``, of their sum as it counts, at constant charges:
+            forces: (N, 3) eV/Å;
+            virial: (B, 3, 3) eV;
+            by_charge: (N,) eV/e, its gradient by the charges.
+
+        Raises:
+            InputError: atoms overlap.
+        """
+        with self._bound_to(graph) as bound:
+            return bound.energies_at(graph, charges, counted, forces)
+
+    def pulls_at(self, graph: Graph, by_chi: Tensor) -> dict[str, Tensor]:
+        """Forces (N, 3) and virial (B, 3, 3) of the sum of ``by_chi`` (N,), e, times the electronegativities.
+
+        Raises:
+            InputError: atoms overlap.
+        """
+        with self._bound_to(graph) as bound:
+            return bound.pulls_at(graph, by_chi)
 
     def run(self, *stages: Stage) -> None:
         """One stage after another, recorded if that is wanted."""
@@ -109,8 +144,11 @@ class Plan:
         """What an evaluation of the last graph consists of, kernel by kernel."""
         return [] if self._bound is None else self._bound.stages()
 
-    def _bind(self, graph: Graph) -> Bound:
-        known = self._bound
-        if known is None or not known.serves(graph):
-            self._bound = known = Bound(self, graph)
-        return known
+    @contextmanager
+    def _bound_to(self, graph: Graph) -> Iterator[Bound]:
+        """The plan for the edge list of a graph, for one evaluation at a time: buffers serve no more."""
+        evaluation = nullcontext() if self.recorder is None else self.recorder.evaluation()
+        with torch.no_grad(), self._lock, evaluation:
+            if self._bound is None or not self._bound.serves(graph):
+                self._bound = Bound(self, graph)
+            yield self._bound

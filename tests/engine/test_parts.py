@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from reference.models import graph_of, small_model
+from reference.models import LR_MODELS, graph_of, small_model
 
 from fastlr.engine.parts import evaluate_in_parts, neighbourhood
 from fastlr.engine.plan import Plan
@@ -46,6 +46,43 @@ def test_the_same_result(most, pbc, num_layers):
     assert "forces" not in evaluate_in_parts(plan, graph, fits, forces=False)
 
 
+@pytest.mark.parametrize("kind", LR_MODELS)
+@pytest.mark.parametrize("pbc", [True, (True, True, False), False], ids=["cell", "slab", "molecule"])
+def test_the_same_result_with_charges(kind, pbc):
+    """Of the whole structure, while energies and what acts on the charges come in parts."""
+    model = small_model(kind, r_max=3.0).eval().requires_grad_(False)
+    atoms = salt((1, 2, 5), model.config.species)
+    atoms.pbc = pbc
+    plan, graph, sizes = Plan(model, find_size(model)[0]), graph_of(model, [atoms], 1.0), []
+
+    def fits(part):
+        if part.num_nodes <= 70:
+            sizes.append(part.num_nodes)
+        return part.num_nodes <= 70
+
+    found = evaluate_in_parts(plan, graph, fits, forces=True)
+    expected = plan.evaluate(graph)
+    assert len(sizes) >= 6  # two or more, three times
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0.0, atol=1e-9, equal_nan=True, msg=key)
+    energy = evaluate_in_parts(plan, graph, fits, forces=False)
+    assert "forces" not in energy
+    torch.testing.assert_close(energy["energy"], expected["energy"], rtol=0.0, atol=1e-9)
+
+
+def test_parts_of_fragments():
+    """Charges that more than their sum is asked of."""
+    model = small_model("lr", r_max=3.0).eval().requires_grad_(False)
+    atoms = salt((1, 2, 4), model.config.species)
+    atoms.arrays["fragment"] = np.arange(len(atoms)) // 32
+    atoms.info["fragment_charge"] = [1.0, -0.5]
+    plan, graph = Plan(model, find_size(model)[0]), graph_of(model, [atoms])
+    found = evaluate_in_parts(plan, graph, lambda part: part.num_nodes <= 60, forces=True)
+    for key, value in plan.evaluate(graph).items():
+        torch.testing.assert_close(found[key], value, rtol=0.0, atol=1e-9, equal_nan=True, msg=key)
+
+
 def test_what_an_energy_depends_on():
     """Nothing outside of a neighbourhood changes an energy inside; something at its rim does."""
     model = small_model("nequip", dtype="float64", num_layers=2, r_max=3.0).eval().requires_grad_(False)
@@ -66,20 +103,24 @@ def test_energies_that_count():
     plan = Plan(model, find_size(model)[0])
     graph = graph_of(model, [salt((2, 2, 2), model.config.species)])
     half = (torch.arange(graph.num_nodes) % 2).double()
-    some, whole, others = (plan.evaluate(graph, counted=counted) for counted in (half, None, 1.0 - half))
-    for key in ("energy", "forces", "virial"):
+    some, others = (plan.energies_at(graph, None, counted) for counted in (half, 1.0 - half))
+    whole, again = plan.evaluate(graph), plan.energies_at(graph, None, half)
+    for key in ("forces", "virial"):
+        assert torch.equal(some[key], again[key])
         torch.testing.assert_close(some[key] + others[key], whole[key], rtol=0.0, atol=1e-10)
     assert float((some["forces"] - whole["forces"]).abs().max()) > 1e-3
 
 
-def test_a_budget_is_kept():
+@pytest.mark.parametrize("kind", ["nequip", "lr"])
+def test_a_budget_is_kept(kind):
     """``predict`` goes part by part where the structure would not fit, with the same result, and says when none can."""
-    potential = Potential(small_model("nequip", r_max=3.0), backend="cpu")
+    potential = Potential(small_model(kind, r_max=3.0), backend="cpu")
     atoms = salt((4, 4, 8), potential.species)
     whole = potential.predict(atoms)
     graph = potential.graph(atoms)
-    total = potential.plan.memory.bytes_of(Counts.of(graph))
-    potential.memory_budget = graph.num_bytes + 0.75 * (total - graph.num_bytes)
+    counts, needed = Counts.of(graph), potential.plan.memory.bytes_of
+    charges, total = needed(counts.charges), needed(counts)
+    potential.memory_budget = graph.num_bytes + charges + 0.5 * (total - charges)
     assert potential.check_memory(graph, "structure 0")
     parts = potential.predict(atoms)
     assert parts.energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
@@ -88,8 +129,13 @@ def test_a_budget_is_kept():
     small = atoms[:8]
     several = potential.predict([small, atoms, small])  # one among others
     assert several[1].energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
-    potential.memory_budget *= 1.2  # steps reach farther by a skin
-    step = Steps(potential).predict(atoms)
+    steps = Steps(potential)
+    potential.memory_budget = None
+    farther = steps.graph(atoms)  # by a skin
+    potential.memory_budget = farther.num_bytes + needed(Counts.of(farther).charges) + 0.7 * (total - charges)
+    steps.forget()
+    step = steps.predict(atoms)
+    assert steps._in_parts
     np.testing.assert_allclose(step.forces, whole.forces, atol=1e-5)
     potential.memory_budget = graph.num_bytes + 1.0
     with pytest.raises(InputError, match=r"structure 0 \(1024 atoms\) needs about .* GiB, .* even part by part"):
