@@ -63,7 +63,8 @@ class Equilibrated:
     """Charges that have been found.
 
     Attributes:
-        electronegativities: (N,) eV/e. charges: (N,) e. coulomb_energy, external_energy: (B,) eV. site_energies: (N,) eV.
+        charges: (N,) e. electronegativities: (N,) eV/e. coulomb_energy, external_energy: (B,) eV. site_energies: (N,)
+            eV.
     """
 
     _site_energy: bool
