@@ -71,7 +71,7 @@ class Interpolated(Streamed):
 class CoefficientGradients(WeightGradients):
     """For each edge dY, and dC[e, j] = <T[interval(e) + j], dw[e]>."""
 
-    NAME, WEIGHTS, MAX_PRODUCTS = "tabulated_edge_gradients", Interpolated, 200
+    NAME, WEIGHTS, MAX_PRODUCTS = "tabulated_edge_gradients", Interpolated, 160
 
     def start(self) -> None:
         super().start()
