@@ -58,7 +58,8 @@ class Graph:
         edge_index: (2, E) int64, destination and source; sorted by destination.
         edge_shift: (E, 3) float64, integer lattice shift of the source.
         row_ptr: (N + 1,) int64, first edge of each destination.
-        reverse_edge: (E,) int64, the edge from source to destination with the opposite shift.
+        reverse_edge: (E,) int64, the edge from source to destination with the opposite shift; empty where some edges
+            have none.
         coulomb: tables of the Coulomb sum, or None.
         conditions: what acts on the charges besides their sum, or None.
         memory: solutions of earlier steps, where this is one of many of the same atoms; it learns those of this one.
@@ -94,6 +95,8 @@ class Graph:
     @property
     def adjacency(self) -> Adjacency:
         """The edges as the kernels want them. The reverses of the edges into a node are the edges out of it."""
+        if self.reverse_edge.shape[0] != self.num_edges:
+            return Adjacency.from_edges(self.edge_index, self.num_nodes)
         identity = torch.arange(self.num_edges, device=self.batch.device)
         return Adjacency(*self.edge_index, self.row_ptr, identity, self.row_ptr, self.reverse_edge)
 
@@ -111,7 +114,8 @@ class Graph:
         """(E, 3) float64, Å, destination to source; differentiable in positions and cell."""
         destination, source = self.edge_index[0], self.edge_index[1]
         vectors = self.positions.index_select(0, source) - self.positions.index_select(0, destination)
-        if not self.pbc.any():
+        # looking at values on a GPU would wait for it, and the shifts of what is not periodic are zero
+        if self.pbc.device.type == "cpu" and not self.pbc.any():
             return vectors
         cell = self.cell.index_select(0, self.batch.index_select(0, destination))
         return vectors + (self.edge_shift[:, None, :] @ cell).squeeze(1)

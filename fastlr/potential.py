@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
+from .engine.captured import LARGEST, Captured
 from .engine.charges import ACCURACY, PRODUCTS
 from .engine.parts import TooLarge, evaluate_in_parts
 from .engine.plan import Plan
@@ -23,6 +25,7 @@ from .kernels.charge_solver.memory import Memory
 from .memory import Counts, MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
+from .models.pieces import Pieces
 from .models.tables import find_size, tabulate, without_tables
 from .molecules import molecules_graph, runs
 from .parity import check_parity
@@ -128,7 +131,7 @@ class Potential:
         self.model.to(device).use(operations)
         without_tables(self.model)
         self.operations, self.plan, self.proof = operations, None, None
-        self.tables, self.no_plan = None, Plan.obstacle(operations)
+        self.tables, self.no_plan, self.captured = None, Plan.obstacle(operations), None
         if self.no_plan is None:
             self.tables = find_size(self.model)
             if self.tables is None:
@@ -145,7 +148,20 @@ class Potential:
         # those who choose float64 want the digits that a table's derivatives lack
         if operations.chosen["tabulated_product"] != "reference" and self.config.torch_dtype == torch.float32:
             self.tables = tabulate(self.model, keep=True)
+        if device.type == "cuda" and operations.chosen["tabulated_product"] == "triton":
+            self._capture()
         return self
+
+    def _capture(self) -> None:
+        """Launch the kernels of small structures together, if this GPU can."""
+        captured = Captured(self.model)
+        try:
+            self.proof = prove(captured, self.model, coulomb_settings(self.config), inference_settings(self.config))
+        except RuntimeError as error:  # of CUDA
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"kernels are launched one by one, for no CUDA graph could be made: {reason}", stacklevel=3)
+            return
+        self.captured = captured
 
     @property
     def device(self) -> torch.device:
@@ -230,17 +246,15 @@ class Potential:
             out = self._in_parts(graph, f"structure {start}", forces)
         elif self.plan is not None:
             out = self.plan.evaluate(graph, forces=forces)
+        elif self.captured is not None:
+            out = self.captured.evaluate(graph, forces=forces)
         else:
             out = evaluate(self.model, graph.to(self.device), forces=forces)
         return _split(out, graph, start, structures)
 
-    def check_memory(self, graph: Graph, name: str) -> bool:
-        """Whether one structure is so large that it has to be evaluated part by part.
-
-        Raises:
-            InputError: its evaluation needs more than the memory budget, and without a plan there are no parts.
-        """
-        return self._is_large(Counts.of(graph), self._budget(), name, graph.num_nodes)
+    def check_memory(self, graph: Graph) -> bool:
+        """Whether one structure is so large that it has to be evaluated part by part."""
+        return self._memory.bytes_of(Counts.of(graph)) > self._budget()
 
     def _in_parts(self, graph: Graph, name: str, forces: bool) -> dict[str, torch.Tensor]:
         needed = self._memory.bytes_of
@@ -248,21 +262,14 @@ class Potential:
         whole = graph.num_bytes + needed(Counts.of(graph).charges) - needed(Counts(0, 0))
         left = self._budget() - whole
         try:
-            return evaluate_in_parts(self.plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
+            plan = self.plan or Pieces(self.model)
+            return evaluate_in_parts(plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
         except TooLarge as error:
             least = whole + needed(Counts.of(error.part))
             raise self._over_budget(name, graph.num_nodes, least, ", even part by part") from None
 
     def _budget(self) -> float:
         return 0.6 * available_bytes(self.device) if self.memory_budget is None else self.memory_budget
-
-    def _is_large(self, count: Counts, budget: float, name: str, num_atoms: int) -> bool:
-        alone = self._memory.bytes_of(count)
-        if alone <= budget:
-            return False
-        if self.plan is None:
-            raise self._over_budget(name, num_atoms, alone)
-        return True
 
     def _over_budget(self, name: str, num_atoms: int, needed: float, how: str = "") -> InputError:
         return InputError(
@@ -277,8 +284,7 @@ class Potential:
         batch, total, start, in_parts = [], None, 0, False
         for index, graph in self._graphs(structures, charges, budget):
             count = Counts.of(graph)
-            name, alone = f"structure {index}", graph.num_structures == 1
-            is_large = alone and self._is_large(count, budget, name, graph.num_nodes)
+            is_large = graph.num_structures == 1 and self._memory.bytes_of(count) > budget
             joined = count.joined(total) if batch else count
             if batch and self._memory.bytes_of(joined) > budget:
                 yield start, batch, in_parts
@@ -330,7 +336,10 @@ class Potential:
             intervals, error = self.tables
             lines.append(f"  radial networks from tables of {intervals} intervals, which differ by {error:.1e}")
         if self.plan is None:
-            return "\n".join([*lines, f"  no inference plan: {self.no_plan}"])
+            lines.append(f"  no inference plan: {self.no_plan}")
+            if self.captured is not None:
+                lines.append(f"  kernels of up to {LARGEST:,} edges are launched together; {self.proof}")
+            return "\n".join(lines)
         weights, buffers = (f"{size / 2**20:.1f} MiB" for size in self.plan.num_bytes)
         lines.append(f"  inference plan       {self.operations.backend:<15} {self.proof}")
         lines.append(f"  weights and tables {weights}, buffers {buffers}; stages:")

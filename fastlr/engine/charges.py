@@ -34,7 +34,7 @@ class Charges:
         self.module, self.site_energy = module, site_energy
         self._equilibration: Equilibration | None = None
 
-    def of(self, graph: Graph, chi: Tensor) -> Direct | ByAutograd:
+    def of(self, graph: Graph, chi: Tensor) -> Equilibrated:
         """The charges with electronegativities chi (N,), float64."""
         slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
         if slabs or graph.conditions is not None:

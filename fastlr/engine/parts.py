@@ -9,6 +9,7 @@ at the charges that follow from these, and for the forces that act through the e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
-from fastlr.models.derivatives import dipole
+from fastlr.models.derivatives import finish
+from fastlr.models.pieces import Pieces
 
-from .charges import Charges
+from .charges import Charges, Equilibrated
 from .edge_list import morton_order
 from .plan import Plan
 
@@ -49,25 +51,31 @@ class Part(NamedTuple):
     counted: Tensor
 
 
-def evaluate_in_parts(plan: Plan, graph: Graph, fits: Callable[[Graph], bool], *, forces: bool) -> dict[str, Tensor]:
+def evaluate_in_parts(
+    plan: Plan | Pieces, graph: Graph, fits: Callable[[Graph], bool], *, forces: bool
+) -> dict[str, Tensor]:
     """As ``Plan.evaluate`` of one structure.
 
     Args:
+        plan: evaluates parts.
         fits: whether a part is small enough; parts are halved until they are.
 
     Raises:
         TooLarge: an atom with all that its energy depends on is too large a part.
         InputError: see ``Plan.evaluate``.
     """
-    config, charged, depth = plan.config, bool(plan.charge_layers), plan.config.num_layers
-    out = {"atomic_energies": graph.positions.new_zeros(graph.num_nodes)}
+    config, charged, depth = plan.config, plan.config.kind == "nequip-lr", plan.config.num_layers
+    device = next(plan.model.parameters()).device
+    parts = partial(_parts, graph, fits, device)
+    whole = graph.to(device)
+    out = {"atomic_energies": whole.positions.new_zeros(graph.num_nodes)}
     if forces:
-        out |= {"forces": torch.zeros_like(graph.positions), "virial": torch.zeros_like(graph.cell)}
+        out |= {"forces": torch.zeros_like(whole.positions), "virial": torch.zeros_like(whole.cell)}
     if charged:
-        equilibrated = _equilibrated(plan, graph, fits)
+        equilibrated = _equilibrated(plan, whole, parts)
         by_charge = torch.zeros_like(equilibrated.charges)
         depth += config.num_charge_layers * config.reuse_features
-    for part in _parts(graph, depth, fits):
+    for part in parts(depth):
         charges = equilibrated.charges[part.atoms] if charged else None
         found = plan.energies_at(part.graph, charges, part.counted, forces=forces)
         out["atomic_energies"].index_add_(0, part.atoms, found["atomic_energies"] * part.counted)
@@ -77,29 +85,25 @@ def evaluate_in_parts(plan: Plan, graph: Graph, fits: Callable[[Graph], bool], *
             by_charge.index_add_(0, part.atoms, found["by_charge"])
     if charged:
         equilibrated.join(out)
-    out["energy"] = graph.sum_nodes(out["atomic_energies"])
+    out["energy"] = whole.sum_nodes(out["atomic_energies"])
     if charged:
         out["energy"] += out["coulomb_energy"] + out["external_energy"]
     if forces and charged:
         by_position, by_strain, by_chi = equilibrated.gradients(by_charge)
         out["forces"] -= by_position
         out["virial"] += by_strain
-        for part in _parts(graph, config.num_charge_layers, fits):
+        for part in parts(config.num_charge_layers):
             _add(out, plan.pulls_at(part.graph, by_chi[part.atoms] * part.counted), part)
-    if forces:
-        volume = torch.linalg.det(graph.cell).abs()
-        per_volume = torch.where(graph.pbc.all(dim=1), 1.0 / volume, torch.nan)
-        out["stress"] = out["virial"] * per_volume[:, None, None]
-    return out | dipole(graph, out)
+    return finish(whole, out)
 
 
-def _equilibrated(plan: Plan, graph: Graph, fits):
+def _equilibrated(plan: Plan | Pieces, whole: Graph, parts: Callable[[int], Iterator[Part]]) -> Equilibrated:
     """The charges of the whole structure, from electronegativities found part by part."""
-    chi = graph.positions.new_zeros(graph.num_nodes)
-    for part in _parts(graph, plan.config.num_charge_layers, fits):
+    chi = whole.positions.new_zeros(whole.num_nodes)
+    for part in parts(plan.config.num_charge_layers):
         chi.index_add_(0, part.atoms, plan.electronegativities(part.graph) * part.counted)
     with torch.no_grad():
-        return Charges(plan.model.equilibration, plan.config.site_energy).of(graph, chi)
+        return Charges(plan.model.equilibration, plan.config.site_energy).of(whole, chi)
 
 
 def _add(out: dict[str, Tensor], found: dict[str, Tensor], part: Part) -> None:
@@ -107,8 +111,8 @@ def _add(out: dict[str, Tensor], found: dict[str, Tensor], part: Part) -> None:
     out["virial"] += found["virial"]
 
 
-def _parts(graph: Graph, num_layers: int, fits) -> Iterator[Part]:
-    """Parts in which each atom counts once, neighbours in space together so that few atoms are around them."""
+def _parts(graph: Graph, fits: Callable[[Graph], bool], device: torch.device, num_layers: int) -> Iterator[Part]:
+    """Parts on a device in which each atom counts once: neighbours in space, so that few atoms are around them."""
     waiting = [morton_order(graph.positions, graph.batch).numpy()]
     while waiting:
         core = waiting.pop()
@@ -116,7 +120,7 @@ def _parts(graph: Graph, num_layers: int, fits) -> Iterator[Part]:
         if fits(part):
             counted = torch.zeros(len(atoms), dtype=torch.float64)
             counted[np.searchsorted(atoms, core)] = 1.0
-            yield Part(part, torch.from_numpy(atoms), counted)
+            yield Part(part.to(device), torch.from_numpy(atoms).to(device), counted.to(device))
         elif len(core) == 1:
             raise TooLarge(part)
         else:

@@ -64,7 +64,7 @@ class Steps:
             positions = torch.from_numpy(np.array(atoms.positions, np.float64))
             graph = replace(self._list, positions=positions, conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
-        if self.potential.plan is None:  # which leaves longer edges out itself
+        if self.potential.plan is None and self.potential.captured is None:  # which leave longer edges out themselves
             graph = graph.within(self.potential.config.r_max)
         return replace(graph, memory=self.memory)
 
@@ -93,7 +93,7 @@ class Steps:
         if self._built_for is not None and not np.array_equal(atoms.numbers, self._built_for.numbers):
             self.memory.clear()
         graph = single_graph(atoms, self.potential.config, charge, skin=self.skin)
-        self._in_parts = self.potential.check_memory(graph, "structure 0")
+        self._in_parts = self.potential.check_memory(graph)
         self._list, self._built_for = graph, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         self.rebuilds += 1
 

@@ -29,16 +29,26 @@ def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = F
         with torch.set_grad_enabled(create_graph):
             return finish(graph, model(graph))
     with torch.enable_grad():
-        positions = graph.positions.detach().requires_grad_(True)
-        strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_(True)
-        deformed = replace(graph, positions=positions).strained(strain)
+        deformed, *leaves = deformable(graph)
         out = model(deformed)
-        # an energy that no edge contributes to has no gradient at all
-        gradient, virial = torch.autograd.grad(
-            out["energy"].sum() + 0.0 * (positions.sum() + strain.sum()), (positions, strain), create_graph=create_graph
-        )
-    out = finish(graph, out | {"forces": -gradient, "virial": virial})
+        gradients = pulled(out["energy"].sum(), leaves, create_graph)
+    out = finish(graph, out | dict(zip(("forces", "virial"), gradients, strict=True)))
     return out if create_graph else {key: value.detach() for key, value in out.items()}
+
+
+def deformable(graph: Graph) -> tuple[Graph, Tensor, Tensor]:
+    """The graph as a function of positions (N, 3) and strains (B, 3, 3), which follow it."""
+    positions = graph.positions.detach().requires_grad_(True)
+    strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_(True)
+    return replace(graph, positions=positions).strained(strain), positions, strain
+
+
+def pulled(energy: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Forces and virials, from an energy and its positions and strains; and gradients by what else ``leaves`` are."""
+    # an energy that no edge contributes to has no gradient at all
+    total = energy + 0.0 * sum(leaf.sum() for leaf in leaves)
+    gradient, *others = torch.autograd.grad(total, leaves, create_graph=create_graph)
+    return -gradient, *others
 
 
 def finish(graph: Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:

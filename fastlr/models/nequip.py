@@ -77,12 +77,16 @@ class NequIP(nn.Module):
             energy: (B,) float64, eV.
             atomic_energies: (N,) float64, eV.
         """
+        atomic_energies = self.energies_at(graph)
+        return {"energy": graph.sum_nodes(atomic_energies), "atomic_energies": atomic_energies}
+
+    def energies_at(self, graph: Graph, charges: None = None) -> Tensor:
+        """(N,) float64, eV; the charges of other models are none here."""
         attributes = NodeAttributes(self.type_embedding.weight, graph.species)
         types = attributes.dense()
         angular, radial = self.edge_embedding(graph.edge_vectors(), types.dtype)
         x = self.stack(types, attributes, angular, radial, graph)
-        atomic_energies = self.scale_shift(self.readout(x)[:, 0], graph.species)
-        return {"energy": graph.sum_nodes(atomic_energies), "atomic_energies": atomic_energies}
+        return self.scale_shift(self.readout(x)[:, 0], graph.species)
 
     def use(self, operations: Operations) -> None:
         """Replace the kernels in all layers."""

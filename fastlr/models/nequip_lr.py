@@ -95,23 +95,11 @@ class NequIPLR(nn.Module):
             coulomb_energy: (B,) float64, eV.
             external_energy: (B,) float64, eV: of the charges in external potentials.
         """
-        attributes = NodeAttributes(self.type_embedding.weight, graph.species)
-        types = attributes.dense()
-        angular, radial = self.edge_embedding(graph.edge_vectors(), types.dtype)
-
-        x = self.charge_stack(types, attributes, angular, radial, graph)
-        scalars = x[:, : self.config.channels[0]]
-        chi = self.electronegativity_scale_shift(self.electronegativity_readout(scalars)[:, 0], graph.species)
+        described = self._describe(graph)
+        x = self.charge_stack(*described, graph)
+        chi = self._electronegativities(x, graph)
         equilibrated = self.equilibration(graph, chi)
-
-        encoding = self.charge_encoding(equilibrated["charges"].to(types.dtype))
-        attributes = attributes._replace(own=encoding)
-        if self.config.reuse_features:
-            x = torch.cat([scalars, encoding, x[:, scalars.shape[1] :]], dim=1)
-        else:
-            x = attributes.dense()
-        x = self.energy_stack(x, attributes, angular, radial, graph)
-        atomic_energies = self.scale_shift(self.readout(x)[:, 0], graph.species)
+        atomic_energies = self._energies(described, x, equilibrated["charges"], graph)
         if self.config.site_energy:
             atomic_energies = atomic_energies + equilibrated["site_energies"]
         return {
@@ -124,6 +112,39 @@ class NequIPLR(nn.Module):
             "coulomb_energy": equilibrated["coulomb_energy"],
             "external_energy": equilibrated["external_energy"],
         }
+
+    def electronegativities(self, graph: Graph) -> Tensor:
+        """(N,) float64, eV/e."""
+        return self._electronegativities(self.charge_stack(*self._describe(graph), graph), graph)
+
+    def energies_at(self, graph: Graph, charges: Tensor) -> Tensor:
+        """(N,) float64, eV: the short-range part for given charges (N,), e, without site energies."""
+        described = self._describe(graph)
+        x = self.charge_stack(*described, graph) if self.config.reuse_features else described[0]
+        return self._energies(described, x, charges, graph)
+
+    def _describe(self, graph: Graph):
+        """What all layers read: features and attributes of the types, and the edges."""
+        attributes = NodeAttributes(self.type_embedding.weight, graph.species)
+        types = attributes.dense()
+        return types, attributes, *self.edge_embedding(graph.edge_vectors(), types.dtype)
+
+    def _electronegativities(self, x: Tensor, graph: Graph) -> Tensor:
+        """From the features of the charge stack."""
+        chi = self.electronegativity_readout(x[:, : self.config.channels[0]])[:, 0]
+        return self.electronegativity_scale_shift(chi, graph.species)
+
+    def _energies(self, described, x: Tensor, charges: Tensor, graph: Graph) -> Tensor:
+        """From the features of the charge stack and the charges."""
+        types, attributes, *edges = described
+        encoding, num_scalars = self.charge_encoding(charges.to(types.dtype)), self.config.channels[0]
+        attributes = attributes._replace(own=encoding)
+        if self.config.reuse_features:
+            x = torch.cat([x[:, :num_scalars], encoding, x[:, num_scalars:]], dim=1)
+        else:
+            x = attributes.dense()
+        x = self.energy_stack(x, attributes, *edges, graph)
+        return self.scale_shift(self.readout(x)[:, 0], graph.species)
 
     def use(self, operations: Operations) -> None:
         """Replace the kernels in all layers."""

@@ -1,6 +1,7 @@
 """What a radial network is evaluated on: each edge, or the knots of a table from which the edges interpolate."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,13 +26,13 @@ class Tabulated(NamedTuple):
     """The network is evaluated in float64 at the sites of a table; see ``kernels/radial_table/naive.py``.
 
     Attributes:
-        basis: (M + 5, num_bessels) float64, the radial basis at the sites.
+        basis: gives (M + 5, num_bessels) float64, the radial basis at the sites.
         coefficients: (E, 6), splines at the edges.
         interval: (E,) int64, of the edges.
         kept: tables of networks that do not change any more, by network; None while they do.
     """
 
-    basis: Tensor
+    basis: Callable[[], Tensor]
     coefficients: Tensor
     interval: Tensor
     kept: dict[Callable, Tensor] | None = None
@@ -46,7 +47,8 @@ class Tabulated(NamedTuple):
         return self.kept[network]
 
     def _made(self, network: Callable) -> Tensor:
-        table = network(self.basis, site_weights(self.basis.shape[0] - 5, self.basis.device))
+        basis = self.basis()
+        table = network(basis, site_weights(basis.shape[0] - 5, basis.device))
         return table.to(self.coefficients.dtype)
 
 
@@ -56,5 +58,10 @@ def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype,
     interval = interval_of(scaled, num_intervals)
     coefficients = spline_coefficients(scaled - interval)
     coefficients = torch.where((lengths < r_max)[:, None], coefficients, 0.0)
-    x = sites(num_intervals).to(lengths) / num_intervals
-    return Tabulated(radial_basis(x, r_max, roots, p), coefficients.to(dtype), interval, kept)
+
+    @cache
+    def basis() -> Tensor:  # which tables that are kept do not need
+        x = sites(num_intervals).to(lengths) / num_intervals
+        return radial_basis(x, r_max, roots, p)
+
+    return Tabulated(basis, coefficients.to(dtype), interval, kept)

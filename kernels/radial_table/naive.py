@@ -10,18 +10,18 @@ where C are the quintic B-splines on one interval (de Boor, A Practical Guide to
 are chosen such that w is exact at M + 5 sites. The error falls as h^6, and w has four continuous derivatives.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
+
+from ..constants import constant
 
 DEGREE = 5
 ROWS = DEGREE + 1  # of the table that an edge reads
 
 
-@cache
-def polynomials() -> Tensor:
-    """(6, 6) float64: row k holds the coefficients of t^k in the six B-splines that cover an interval."""
+@constant
+def polynomials(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """(6, 6): row k holds the coefficients of t^k in the six B-splines that cover an interval."""
     splines = [torch.ones(1, dtype=torch.float64)]  # degree 0; spline j as polynomial in t, lowest power first
     for degree in range(1, ROWS):
         # Cox-de Boor on uniform knots: B_j = ((t + degree - j) / degree) B'_(j-1) + ((j + 1 - t) / degree) B'_j, where
@@ -37,13 +37,13 @@ def polynomials() -> Tensor:
         splines = [
             (times(degree - j, 1.0, lower[j]) + times(j + 1.0, -1.0, lower[j + 1])) / degree for j in range(degree + 1)
         ]
-    return torch.stack(splines, dim=1)
+    return torch.stack(splines, dim=1).to(device, dtype)
 
 
 def spline_coefficients(t: Tensor) -> Tensor:
     """C (E, 6) at the places t (E,) within an interval, 0 <= t < 1; differentiable."""
     powers = torch.stack([t**k for k in range(ROWS)], dim=1)
-    return powers @ polynomials().to(t)
+    return powers @ polynomials(t.device, t.dtype)
 
 
 def sites(num_intervals: int) -> Tensor:
@@ -52,7 +52,7 @@ def sites(num_intervals: int) -> Tensor:
     return torch.cat([knots, knots.new_tensor([0.5, 1.5, num_intervals - 1.5, num_intervals - 0.5])]).sort().values
 
 
-@cache
+@constant
 def site_weights(num_intervals: int, device: torch.device | str = "cpu") -> Tensor:
     """(M + 5, M + 5) float64: the table as a linear function of the values at ``sites``; M is at least 5."""
     x = sites(num_intervals)

@@ -11,6 +11,7 @@ from fastlr.engine.plan import Plan
 from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
 from fastlr.memory import Counts
+from fastlr.models.pieces import Pieces
 from fastlr.models.tables import find_size
 from fastlr.potential import Potential
 
@@ -48,8 +49,9 @@ def test_the_same_result(most, pbc, num_layers):
 
 @pytest.mark.parametrize("kind", LR_MODELS)
 @pytest.mark.parametrize("pbc", [True, (True, True, False), False], ids=["cell", "slab", "molecule"])
-def test_the_same_result_with_charges(kind, pbc):
-    """Of the whole structure, while energies and what acts on the charges come in parts."""
+@pytest.mark.parametrize("pieces", [Plan, Pieces])
+def test_the_same_result_with_charges(pieces, kind, pbc):
+    """Of the whole structure, while energies and what acts on the charges come in parts, by kernels or by autograd."""
     model = small_model(kind, r_max=3.0).eval().requires_grad_(False)
     atoms = salt((1, 2, 5), model.config.species)
     atoms.pbc = pbc
@@ -60,13 +62,14 @@ def test_the_same_result_with_charges(kind, pbc):
             sizes.append(part.num_nodes)
         return part.num_nodes <= 70
 
-    found = evaluate_in_parts(plan, graph, fits, forces=True)
+    by_parts = plan if pieces is Plan else Pieces(model)
+    found = evaluate_in_parts(by_parts, graph, fits, forces=True)
     expected = plan.evaluate(graph)
     assert len(sizes) >= 6  # two or more, three times
     assert set(found) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=0.0, atol=1e-9, equal_nan=True, msg=key)
-    energy = evaluate_in_parts(plan, graph, fits, forces=False)
+    energy = evaluate_in_parts(by_parts, graph, fits, forces=False)
     assert "forces" not in energy
     torch.testing.assert_close(energy["energy"], expected["energy"], rtol=0.0, atol=1e-9)
 
@@ -121,7 +124,7 @@ def test_a_budget_is_kept(kind):
     counts, needed = Counts.of(graph), potential.plan.memory.bytes_of
     charges, total = needed(counts.charges), needed(counts)
     potential.memory_budget = graph.num_bytes + charges + 0.5 * (total - charges)
-    assert potential.check_memory(graph, "structure 0")
+    assert potential.check_memory(graph)
     parts = potential.predict(atoms)
     assert parts.energy == pytest.approx(whole.energy, abs=1e-6 * len(atoms))
     np.testing.assert_allclose(parts.forces, whole.forces, atol=1e-5)
