@@ -16,7 +16,8 @@ from .problems import PROBLEMS
 # The sums of products that the convolution's operators ask for, as numbered terms (w, Y, v).
 ONE = ((0, 0, 0),)
 DOUBLE = {"dg": ((0, 0, 0), (0, 1, 1), (1, 0, 1)), "dx": ((0, 0, 0), (1, 1, 0)), "edges": ((0, 0, 0), (1, 1, 1))}
-NAMED = ("edge basis", "radial table", "coulomb", "mesh", "charge solver")  # suites beside the convolutions
+# suites beside the convolutions
+NAMED = ("edge basis", "node update", "radial table", "coulomb", "mesh", "charge solver")
 POINTER = {torch.float32: "*fp32", torch.float64: "*fp64"}
 
 
@@ -48,6 +49,8 @@ def suites(problems: list[str], dtype: torch.dtype) -> list[tuple[str, Suite]]:
     found += [(f"edge basis, l_max {l_max}", partial(edge_basis, l_max, dtype)) for l_max in degrees]
     if convolutions or "radial table" in problems:
         found.append(("radial table", partial(radial_table, dtype)))
+    if "node update" in problems:
+        found.append(("node update", partial(node_update, dtype)))
     if "coulomb" in problems and dtype == torch.float64:
         found.append(("coulomb", coulomb))
     if "mesh" in problems:
@@ -115,6 +118,27 @@ def radial_table(dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
     yield Variant("coefficients", triton.coefficients_kernel, types, constants, 1)
     types = _all(POINTER[dtype], ["out", "coefficients", "gradient"]) | _all("*i64", ["order", "ptr"])
     yield Variant("rows", triton.rows_kernel, types | {"num_intervals": "i32"} | width, constants, 4)
+
+
+def node_update(dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
+    """Gates of hidden features with one parity a degree, as NequIP's presets have them, and with both; linear maps."""
+    from e3nn.o3 import Irreps
+    from fastlr.kernels.gate import triton
+    from fastlr.kernels.irreps_linear import triton as linear
+
+    from fastlr.nn.gate import Gate
+
+    for transposed in (False, True):
+        types = _all(POINTER[dtype], ["out", "x", "weights", "scales"]) | _all("*i64", ["tasks", "sources"])
+        types |= _all("i32", ["num_atoms", "width_in", "width_out"])
+        name, constants = "linear" + ", transposed" * transposed, linear.TILE | {"TRANSPOSED": transposed}
+        yield Variant(name, linear.linear_kernel, types, constants, linear.WARPS)
+    for hidden in ("128x0e+64x1o+32x2e+32x3o", "32x0e+32x0o+32x1e+32x1o+32x2e+32x2o"):
+        layout = Gate(Irreps(hidden)).layout
+        for name in ("gate", "backward", "double_backward"):
+            kernel = triton.gate_kernel(name, layout)
+            types = _all(POINTER[dtype], [key for key in kernel.arg_names if key != "BLOCK"])
+            yield Variant(f"{name}, {hidden}", kernel, types, {"BLOCK": triton.BLOCK}, 1)
 
 
 def coulomb(lanes: int) -> Iterator[Variant]:

@@ -30,7 +30,7 @@ def alternate(
         ``over_each`` have the same by the name of every other contestant: ``speedup_over``.
     """
     times = take_turns(contestants, device, seconds, rounds)
-    first = next(iter(times))
+    first = next(iter(times), None)
     result = {}
     for name, values in times.items():
         result[name] = {"ms": summary([1e3 * value for value in values]), "rounds": len(values)}

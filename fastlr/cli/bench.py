@@ -156,6 +156,26 @@ def engine(
 
 
 @bench.command()
+def silicon(
+    repeat: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Cells of diamond along each axis, more than once for several (default: 1, 2; on a GPU 1, 5, 10, 17)."
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Size of the model, as nequip names them: S, M, L or XL.")] = "L",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[bool, typer.Option(help="Compile nequip's models ahead of time, too (minutes).")] = True,
+    seconds: SecondsOption = 10.0,
+    output: OutputOption = None,
+) -> None:
+    """A foundation model's size of NequIP on silicon, all included, beside the nequip package and its kernels."""
+    from fastlr.bench.silicon import run_silicon
+
+    _finish("silicon", run_silicon(repeat, preset, device, compiled, seconds), output, device)
+
+
+@bench.command()
 def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None) -> None:
     """The engine alone: time an atom in growing cells, molecules in batches, NequIP-LR beside NequIP."""
     from fastlr.bench.throughput import batch, charges, growth
@@ -185,7 +205,8 @@ def kernels(
     problem: Annotated[
         list[str] | None,
         typer.Option(
-            help="Named problem, 'edge basis', 'radial table', 'coulomb', 'mesh' or 'charge solver' (default: all)."
+            help="Named problem, 'edge basis', 'node update', 'radial table', 'coulomb', 'mesh' or 'charge solver' "
+            "(default: all)."
         ),
     ] = None,
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture (default: all).")] = None,

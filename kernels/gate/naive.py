@@ -1,4 +1,4 @@
-"""The specification of the gate in plain PyTorch; on GPUs, also the implementation.
+"""The specification of the gate in plain PyTorch.
 
 Even scalars pass silu, odd ones tanh, both scaled to keep a second moment of one; a channel of l > 0 is multiplied by
 silu of an even scalar of its own. As e3nn's ``Gate``.

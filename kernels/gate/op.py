@@ -1,6 +1,7 @@
 """The gate as PyTorch operators with derivatives of any order: the third and higher ones by the specification."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, library
@@ -9,6 +10,8 @@ from . import naive
 from .layout import GateLayout
 
 _KERNELS = {"cpu": ".cpu"}  # device type -> module; elsewhere PyTorch does the specification itself
+if find_spec("triton") is not None:
+    _KERNELS["cuda"] = ".triton"
 
 
 def gate(x: Tensor, layout: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""The specification of the linear map of irreps in plain PyTorch; on GPUs, also the implementation.
+"""The specification of the linear map of irreps in plain PyTorch.
 
 z[n, k, v] = sum_u W[u, v] x[n, k, u] / sqrt(channels in), for each irrep, as e3nn's ``Linear``.
 """

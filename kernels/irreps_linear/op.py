@@ -9,6 +9,7 @@ and each is differentiated by the other.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, library
@@ -16,7 +17,9 @@ from torch import Tensor, library
 from ..autograd import wanted
 from .layout import Layout
 
-_KERNELS = {"cpu": ".cpu"}  # device type -> module; elsewhere the libraries behind PyTorch are hard to beat
+_KERNELS = {"cpu": ".cpu"}  # device type -> module; elsewhere PyTorch does the specification itself
+if find_spec("triton") is not None:
+    _KERNELS["cuda"] = ".triton"
 
 
 def _kernels(tensor: Tensor):

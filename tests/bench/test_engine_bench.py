@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from fastlr.bench import engine, throughput
+from fastlr.bench import engine, silicon, throughput
+from fastlr.bench.nequip_peer import nequip_preset, with_kernels
 
 from fastlr.engine.plan import Plan
 
@@ -40,6 +41,28 @@ def test_engine_beside_nequip(monkeypatch):
     results = engine.run_engine([], compile_nequip=False, seconds=0.0, say=said.append)
     assert set(results[0]["times"]["energy, forces, stress"]) == {"nequip"}
     assert any("fastlr: NOT TIMED" in line for line in said)
+
+
+@needs_nequip
+def test_silicon(monkeypatch):
+    said = []
+    (result,) = silicon.run_silicon([1], "S", compile_nequip=False, seconds=0.0, say=said.append)
+    assert result["nodes"] == 8
+    assert set(result["times"]["energy, forces, stress"]) == {"nequip", "fastlr"}
+    assert result["errors"]["fastlr"]["forces"] < 1e-5
+    assert 40 < result["edges"] / 8 < 50
+    monkeypatch.setattr(silicon, "TOLERANCE", -1.0)
+    (result,) = silicon.run_silicon([1], "S", compile_nequip=False, seconds=0.0, say=said.append)
+    assert not result["times"]["energy, forces, stress"]
+    assert any("fastlr: NOT TIMED" in line for line in said)
+
+
+@needs_nequip
+def test_kernels_that_are_not_there():
+    if find_spec("openequivariance") is not None:
+        pytest.skip("openequivariance is installed")
+    with pytest.raises(ImportError, match="openequivariance is not installed"):
+        with_kernels(nequip_preset("S", ["Si"], 4.0, 10.0), "openequivariance")
 
 
 def test_throughput(monkeypatch):

@@ -27,6 +27,22 @@ class _Activation(Emitter):
             self.store(value, self.tensors[0], place)
 
 
+def assert_as_exact_as_it_gets(found, x, odd: bool, order: int) -> None:
+    """An activation or a derivative of it, beside PyTorch in float64."""
+    exact = x.double()
+    if order == 2 and not odd:  # silu'' is even, and on this side PyTorch loses no digits
+        exact = -exact.abs()
+    exact.requires_grad_(True)
+    expected = torch.tanh(exact) * TANH_SCALE if odd else torch.nn.functional.silu(exact) * SILU_SCALE
+    for _ in range(order):
+        (expected,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
+    expected = expected.detach()
+    digits = {torch.float64: 6e-16, torch.float32: 3e-7}[x.dtype]
+    # where the result is next to nothing beside the argument, e^-x has lost digits of x; slopes are added to others
+    size = expected.abs() + (1.0 if order else x.double().abs().clamp(max=1.0) * digits)
+    assert ((found.double() - expected).abs() <= 4.0 * digits * size + 1e-36).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("order", [0, 1, 2], ids=["value", "slope", "bend"])
 @pytest.mark.parametrize("odd", [False, True], ids=["silu", "tanh"])
@@ -37,18 +53,21 @@ def test_activations(odd, order, dtype):
     x = torch.nn.functional.pad(ARGUMENTS, (0, -len(ARGUMENTS) % 16)).to(dtype)
     out = torch.full_like(x, torch.nan)
     Call(kernel, [out, x])(np.array([0, len(x) // Emitter("lanes", bits, 0).lanes]))
-    exact = x.double()
-    if order == 2 and not odd:  # silu'' is even, and on this side PyTorch loses no digits
-        exact = -exact.abs()
-    exact.requires_grad_(True)
-    expected = torch.tanh(exact) * TANH_SCALE if odd else torch.nn.functional.silu(exact) * SILU_SCALE
-    for _ in range(order):
-        (expected,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
-    expected = expected.detach()
-    digits = {torch.float64: 6e-16, torch.float32: 3e-7}[dtype]
-    # where the result is next to nothing beside the argument, e^-x has lost digits of x; slopes are added to others
-    size = expected.abs() + (1.0 if order else x.double().abs().clamp(max=1.0) * digits)
-    assert ((out.double() - expected).abs() <= 4.0 * digits * size + 1e-36).all()
+    assert_as_exact_as_it_gets(out, x, odd, order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("odd", [False, True], ids=["silu", "tanh"])
+def test_activations_of_a_row(odd, dtype, device):
+    """The same of each target's own kernels, and where tanh changes from one formula to another."""
+    on = torch.device("cuda" if device == "cuda" else "cpu")
+    x = torch.cat([ARGUMENTS, torch.linspace(-0.12, 0.12, 301, dtype=torch.float64)]).to(dtype)[None].to(on)
+    layout = GateLayout(x.shape[1], x.shape[1], ((0, 0, x.shape[1], odd),), ()).key
+    one = torch.ones_like(x)
+    bend, slope = op.gate_double_backward(x, one, one, layout)
+    assert torch.equal(slope, op.gate_backward(x, one, layout))
+    for order, found in enumerate((op.gate(x, layout), slope, bend)):
+        assert_as_exact_as_it_gets(found, x, odd, order)
 
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}
@@ -71,11 +90,15 @@ def derivatives(function, tensors, probes) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 @pytest.mark.parametrize("rows", [0, 1, 7, 130])
 @pytest.mark.parametrize("hidden", HIDDEN.values(), ids=HIDDEN)
-def test_all_derivatives(hidden, rows, dtype):
+def test_all_derivatives(hidden, rows, dtype, device):
     """To third order, of probes of zero mean; on the columns that ``Gate`` makes."""
+    on = torch.device("cuda" if device == "cuda" else "cpu")
+    rows = min(rows, 9) if device == "interpreter" else rows  # each by a program of its own
     layout = Gate(Irreps(hidden)).layout
     assert GateLayout.from_key(layout.key) == layout
-    tensors = [torch.randn(rows, width, dtype=dtype) for width in (layout.dim_in, layout.dim_out, layout.dim_in)]
+    tensors = [
+        torch.randn(rows, width, dtype=dtype, device=on) for width in (layout.dim_in, layout.dim_out, layout.dim_in)
+    ]
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
     found = derivatives(lambda x: op.gate(x, layout.key), tensors, probes)
     exact = ([tensor.double() for tensor in group] for group in (tensors, probes))

@@ -30,10 +30,10 @@ def derivatives(function, tensors, probes) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("num_atoms", [1, 13, 70])
 @pytest.mark.parametrize("irreps", [m for m in MAPS.values() if m != MAPS["nothing in common"]], ids=list(MAPS)[:-1])
-def test_all_derivatives(irreps, num_atoms, dtype):
-    layout = Layout.of(*map(Irreps, irreps))
+def test_all_derivatives(irreps, num_atoms, dtype, device):
+    layout, on = Layout.of(*map(Irreps, irreps)), torch.device("cuda" if device == "cuda" else "cpu")
     shapes = ((num_atoms, layout.dim_in), (layout.num_weights,), (num_atoms, layout.dim_out))
-    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    tensors = [torch.randn(shape, dtype=dtype, device=on) for shape in shapes]
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
     found = derivatives(lambda x, w: op.irreps_linear(x, w, layout.key, False), tensors, probes)
     exact = [[tensor.double() for tensor in group] for group in (tensors, probes)]
@@ -44,11 +44,27 @@ def test_all_derivatives(irreps, num_atoms, dtype):
         assert error <= TOLERANCE[dtype] * torch.linalg.vector_norm(reference), number
 
 
+def test_many_atoms(device, monkeypatch):
+    """Where GPUs leave it to PyTorch."""
+    if device == "cpu":
+        pytest.skip("CPUs do not")
+    from fastlr.kernels.irreps_linear import triton
+
+    monkeypatch.setattr(triton, "MANY", 0)
+    layout, on = Layout.of(*map(Irreps, MAPS["unequal"])), torch.device("cuda" if device == "cuda" else "cpu")
+    x, weights = torch.randn(70, layout.dim_in, device=on), torch.randn(layout.num_weights, device=on)
+    for transposed, given in ((False, x), (True, torch.randn(70, layout.dim_out, device=on))):
+        found = op.irreps_linear(given, weights, layout.key, transposed)
+        expected = naive.apply(given.double(), weights.double(), layout, transposed)
+        error = torch.linalg.vector_norm(found.double() - expected)
+        assert error <= TOLERANCE[torch.float32] * torch.linalg.vector_norm(expected)
+
+
 @pytest.mark.parametrize("irreps", MAPS.values(), ids=MAPS.keys())
-def test_transposed_is_the_adjoint(irreps):
-    layout = Layout.of(*map(Irreps, irreps))
-    x, g = torch.randn(9, layout.dim_in).double(), torch.randn(9, layout.dim_out).double()
-    weights = torch.randn(layout.num_weights).double()
+def test_transposed_is_the_adjoint(irreps, device):
+    layout, on = Layout.of(*map(Irreps, irreps)), torch.device("cuda" if device == "cuda" else "cpu")
+    shapes = (9, layout.dim_in), (9, layout.dim_out), (layout.num_weights,)
+    x, g, weights = (torch.randn(shape, dtype=torch.float64, device=on) for shape in shapes)
     forward, backward = (op.irreps_linear(t, weights, layout.key, back) for t, back in ((x, False), (g, True)))
     assert float((forward * g).sum()) == pytest.approx(float((x * backward).sum()), rel=1e-12, abs=1e-12)
     assert torch.allclose(backward, naive.apply(g, weights, layout, transposed=True), rtol=0.0, atol=1e-12)
@@ -56,13 +72,14 @@ def test_transposed_is_the_adjoint(irreps):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("copies", [1, 2, 5])
-def test_maps_side_by_side(copies, dtype):
+def test_maps_side_by_side(copies, dtype, device):
     """Add up; derivatives to second order, and with atoms and channels that fill no vector."""
     one = Layout.of(*map(Irreps, MAPS["unequal"]))
     layout = one.side_by_side(copies)
     assert Layout.from_key(layout.key) == layout
     shapes = ((11, layout.dim_in), (layout.num_weights,), (11, layout.dim_out))
-    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    on = torch.device("cuda" if device == "cuda" else "cpu")
+    tensors = [torch.randn(shape, dtype=dtype, device=on) for shape in shapes]
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
 
     def apart(x, weights):
