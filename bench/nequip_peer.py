@@ -37,9 +37,9 @@ def nequip_preset(preset: str, species: list[str], r_max: float, avg_num_neighbo
 def _made(make: Callable, species: list[str], r_max: float, avg_num_neighbors: float, **options):
     from nequip.utils.global_state import set_global_state
 
-    set_global_state()
     options |= {"r_max": r_max, "type_names": species, "avg_num_neighbors": avg_num_neighbors}
     with _float64():
+        set_global_state()  # which sets PyTorch's default type, too
         return make(seed=0, model_dtype="float32", **options)
 
 
