@@ -386,32 +386,33 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
         return np.zeros((2, 0), np.int64), np.zeros((0, 3)), np.zeros(1, np.int64), empty
     if n <= SMALL and not pbc.any():
         return _all_pairs(positions, r_max, name)
-    neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=True)
-    i, j, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
-    i, j, shift = i.astype(np.int64), j.astype(np.int64), shift.astype(np.int64)
+    neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=False)
+    first, second, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
     if len(distance) and distance.min() < MIN_DISTANCE:
         k = int(distance.argmin())
-        raise _overlap(name, i[k], j[k], distance[k])
-    # one integer a directed edge orders them by destination, source and shift; so does the reverse edge's
+        raise _overlap(name, first[k], second[k], distance[k])
     reach = int(np.abs(shift).max(initial=0))
     base = 2 * reach + 1
     if float(n) ** 2 * float(base) ** 3 > 2.0**62:
         raise InputError(f"{name}: atoms lie up to {reach} cells apart; wrap them into the cell first (atoms.wrap())")
-    forward, backward = (
-        ((a * n + b) * base**3 + ((s[:, 0] + reach) * base + s[:, 1] + reach) * base + s[:, 2] + reach)
-        for a, b, s in ((i, j, shift), (j, i, -shift))
-    )
-    order = np.argsort(forward, kind="stable")
-    i, j, shift, forward, backward = i[order], j[order], shift[order], forward[order], backward[order]
-    reverse_edge = np.searchsorted(forward, backward)
-    if len(forward) and not (forward[np.minimum(reverse_edge, len(forward) - 1)] == backward).all():
-        # a pair within rounding of the cutoff was found from one side only: such an edge has no weight, drop it
-        paired = np.isin(forward, backward, assume_unique=True)
-        i, j, shift, forward, backward = i[paired], j[paired], shift[paired], forward[paired], backward[paired]
-        reverse_edge = np.searchsorted(forward, backward)
+    # each pair is two edges, the reverses of each other; one integer orders them by destination, source and shift
+    pairs = len(distance)
+    edge_index = np.empty((2, 2 * pairs), np.int64)
+    edge_index[0, :pairs], edge_index[0, pairs:] = first, second
+    edge_index[1, :pairs], edge_index[1, pairs:] = second, first
+    place = shift.astype(np.int64) @ np.array([base * base, base, 1])  # of the reverse, the negative one
+    middle = (base**3 - 1) // 2
+    order_of = (edge_index[0] * n + edge_index[1]) * base**3 + middle
+    order_of[:pairs] += place
+    order_of[pairs:] -= place
+    order = np.argsort(order_of, kind="stable")  # which is quicker
+    rank = np.empty_like(order)
+    rank[order] = np.arange(2 * pairs)
+    reverse_edge = np.concatenate([rank[pairs:], rank[:pairs]])[order]
+    edge_shift = np.take(np.concatenate([shift, -shift]), order, axis=0).astype(np.float64)
     row_ptr = np.zeros(n + 1, np.int64)
-    np.cumsum(np.bincount(i, minlength=n), out=row_ptr[1:])
-    return np.stack([i, j]), shift.astype(np.float64), row_ptr, reverse_edge
+    np.cumsum(np.bincount(edge_index[0], minlength=n), out=row_ptr[1:])
+    return np.stack([ends[order] for ends in edge_index]), edge_shift, row_ptr, reverse_edge
 
 
 def _all_pairs(positions: np.ndarray, r_max: float, name):
