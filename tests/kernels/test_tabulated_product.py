@@ -91,7 +91,7 @@ def test_all_derivatives(program, second, dtype, device):
 def test_sizes(num_nodes, num_edges, device):
     """No nodes, no edges, one node that is its own neighbour, degree 2,000, several parts of edges."""
     if device == "interpreter" and num_edges > 40:
-        pytest.skip("the interpreter takes two minutes; smaller cases are tested in it")
+        pytest.skip("the interpreter takes three minutes; smaller cases are tested in it")
     check(SMALL, Graph(num_nodes, num_edges), torch.float64, device, TRAINING)
 
 
