@@ -27,23 +27,32 @@ BUCKETS = 32  # that are kept
 LISTS = "edge_index", "cell", "coulomb"  # a graph with these is another one's, but for positions and charges
 
 
-def cuda_graph(function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-    """The same function, replayed: its tensors stay where they are, and are written to anew by each call."""
-    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles, tunes, and has libraries set up what they need
-            function()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = function()
+class CudaGraphs:
+    """Makes a function one that replays its kernels: its tensors stay where they are, and are written to by each call.
 
-    def replayed():
-        graph.replay()
-        return out
+    What all of them need in between is in the same memory, so that the results of one are only good until another is
+    called that was made before it.
+    """
 
-    return replayed
+    def __init__(self):
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles, tunes, and has libraries set up what they need
+                function()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            out = function()
+
+        def replayed():
+            graph.replay()
+            return out
+
+        return replayed
 
 
 class Captured:
@@ -51,14 +60,15 @@ class Captured:
 
     Args:
         model: ``NequIP`` or ``NequIPLR``, on the GPU.
-        capture: makes a function one that replays it.
+        capture: makes a function one that replays it (default: ``CudaGraphs``).
 
     Attributes:
         captures: how many buckets there have been.
     """
 
-    def __init__(self, model: torch.nn.Module, capture=cuda_graph):
-        self.model, self.config, self.capture = model, model.config, capture
+    def __init__(self, model: torch.nn.Module, capture: Callable | None = None):
+        self.model, self.config, self._given = model, model.config, capture
+        self.capture = capture or CudaGraphs()
         self.device = next(model.parameters()).device
         self.captures = 0
         self._buckets: OrderedDict[Sizes, Bucket] = OrderedDict()
@@ -69,7 +79,7 @@ class Captured:
 
     def __reduce__(self):
         """CUDA graphs belong to a process: a copy begins without."""
-        return Captured, (self.model, self.capture)
+        return Captured, (self.model, self._given)
 
     def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
         """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
