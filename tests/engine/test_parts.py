@@ -6,11 +6,13 @@ import torch
 from ase.build import bulk
 from reference.models import LR_MODELS, graph_of, small_model
 
+from fastlr.backends import resolve
 from fastlr.engine.parts import evaluate_in_parts, neighbourhood
 from fastlr.engine.plan import Plan
 from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
 from fastlr.memory import Counts
+from fastlr.models.derivatives import evaluate
 from fastlr.models.pieces import Pieces
 from fastlr.models.tables import find_size
 from fastlr.potential import Potential
@@ -72,6 +74,16 @@ def test_the_same_result_with_charges(pieces, kind, pbc):
     energy = evaluate_in_parts(by_parts, graph, fits, forces=False)
     assert "forces" not in energy
     torch.testing.assert_close(energy["energy"], expected["energy"], rtol=0.0, atol=1e-9)
+
+
+def test_parts_by_fused_kernels():
+    """Parts have edges without reverses, whose other ends these kernels need to know."""
+    model = small_model("lr", r_max=3.0).eval().requires_grad_(False)
+    expected = evaluate(model, graph := graph_of(model, [salt((1, 2, 4), model.config.species)]))
+    model.use(resolve("cpu", "cpu", torch.float64))
+    found = evaluate_in_parts(Pieces(model), graph, lambda part: part.num_nodes <= 60, forces=True)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0.0, atol=1e-9, equal_nan=True, msg=key)
 
 
 def test_parts_of_fragments():
