@@ -29,6 +29,19 @@ class Adjacency(NamedTuple):
         return Adjacency(destination, source, *_lists(destination, num_nodes), *_lists(source, num_nodes))
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Nodes and edges.
+
+        Raises:
+            ValueError: a list does not have as many entries as there are edges, or nodes and one.
+        """
+        nodes, edges = self.row_ptr.shape[0] - 1, self.source.shape[0]
+        for name, length in zip(self._fields, (edges, edges, nodes + 1, edges, nodes + 1, edges), strict=True):
+            if getattr(self, name).shape != (length,):
+                raise ValueError(f"adjacency: {name} has {tuple(getattr(self, name).shape)} entries, not ({length},)")
+        return nodes, edges
+
+    @property
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """The edges into each node: pointers, edges, and the node at the other end of every edge."""
         return self.row_ptr, self.row_edge, self.source

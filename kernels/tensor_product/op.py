@@ -36,7 +36,7 @@ def _kernels(tensor: Tensor):
 
 def _prepared(program: Program, edges: Adjacency, *, g=(), x=(), y=(), w=()) -> list[Tensor | None]:
     """All tensors given, contiguous; kernels trust the shapes that are checked here."""
-    num_nodes, num_edges = edges.row_ptr.shape[0] - 1, edges.source.shape[0]
+    num_nodes, num_edges = edges.counts
     kinds = (
         (g, "g", (num_nodes, program.irreps_out.dim)),
         (x, "x", (num_nodes, program.irreps_in.dim)),

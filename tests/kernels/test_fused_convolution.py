@@ -205,6 +205,15 @@ def test_wrong_inputs(spoil, message):
         FusedConvolution(program)(*spoil(*inputs(program, 4, 6)), edges)
 
 
+@pytest.mark.parametrize("name", Adjacency._fields)
+def test_lists_that_do_not_fit(name):
+    """Kernels would read beyond the end of them."""
+    program, edges = PROGRAMS["nequip-S"], random_graph(4, 6)
+    edges = edges._replace(**{name: getattr(edges, name)[:-1]})
+    with pytest.raises(ValueError, match="adjacency: "):
+        FusedConvolution(program)(*inputs(program, 4, 6), edges)
+
+
 def test_inputs_need_not_be_contiguous():
     program, edges = PROGRAMS["nequip-S"], random_graph(4, 6)
     leaves = inputs(program, 4, 6, torch.float64)
