@@ -78,7 +78,7 @@ class Plan:
             return bound.evaluate(graph, forces)
 
     def electronegativities(self, graph: Graph) -> Tensor:
-        """(N,) float64, eV/e, of a model with charges.
+        """As ``fastlr.models.pieces.Pieces.electronegativities``.
 
         Raises:
             InputError: atoms overlap.
@@ -89,17 +89,7 @@ class Plan:
     def energies_at(
         self, graph: Graph, charges: Tensor | None, counted: Tensor, *, forces: bool = True
     ) -> dict[str, Tensor]:
-        """The short-range energies for given charges.
-
-        Args:
-            charges: (N,) e, or None for a model without.
-            counted: (N,) how often each atom's energy counts in derivatives.
-
-        Returns:
-            atomic_energies: (N,) eV; and with ``forces``, of their sum as it counts, at constant charges:
-            forces: (N, 3) eV/Å;
-            virial: (B, 3, 3) eV;
-            by_charge: (N,) eV/e, its gradient by the charges.
+        """As ``Pieces.energies_at``.
 
         Raises:
             InputError: atoms overlap.
@@ -108,7 +98,7 @@ class Plan:
             return bound.energies_at(graph, charges, counted, forces)
 
     def pulls_at(self, graph: Graph, by_chi: Tensor) -> dict[str, Tensor]:
-        """Forces (N, 3) and virial (B, 3, 3) of the sum of ``by_chi`` (N,), e, times the electronegativities.
+        """As ``Pieces.pulls_at``.
 
         Raises:
             InputError: atoms overlap.

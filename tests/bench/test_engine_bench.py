@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from fastlr.bench import engine, silicon, throughput
+from fastlr.bench import engine, nequip_peer, silicon, throughput
 from fastlr.bench.nequip_peer import nequip_preset, with_kernels
 
 from fastlr.engine.plan import Plan
@@ -58,10 +58,11 @@ def test_silicon(monkeypatch):
 
 
 @needs_nequip
-def test_kernels_that_are_not_there():
-    if find_spec("openequivariance") is not None:
-        pytest.skip("openequivariance is installed")
-    with pytest.raises(ImportError, match="openequivariance is not installed"):
+def test_kernels_that_are_not_there(monkeypatch):
+    monkeypatch.setitem(
+        nequip_peer.KERNELS, "openequivariance", ("a_package_that_nobody_has", "enable_OpenEquivariance")
+    )
+    with pytest.raises(ImportError, match="a_package_that_nobody_has is not installed"):
         with_kernels(nequip_preset("S", ["Si"], 4.0, 10.0), "openequivariance")
 
 
