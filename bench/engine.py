@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ase import Atoms
 
-from fastlr.parity import relative_rms
-
 from .models import NEQUIP, rock_salt
-from .nequip_peer import compiled, nequip_data, nequip_model
+from .nequip_peer import compiled, differences, nequip_data, nequip_model
 from .timing import alternate, over_each, peak_bytes
 
 SPECIES = ["H", "C", "O", "Na", "Cl"]
@@ -86,10 +84,7 @@ def _one(name: str, atoms: Atoms, contestants: dict, potential, seconds: float, 
         peaks[label] = peak_bytes(run)
         found = run()
         expected = expected or found
-        errors[label] = {
-            "energy_eV_per_atom": float((found[0] - expected[0]).abs().sum() / len(atoms)),
-            "forces": relative_rms(found[1], expected[1]),
-        }
+        errors[label] = differences(found, expected, len(atoms))
         if not errors[label]["forces"] <= TOLERANCE:
             say(f"  {label}: NOT TIMED, forces differ by {errors[label]['forces']:.1e}")
             del runs[label]

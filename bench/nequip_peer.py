@@ -13,6 +13,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from fastlr.parity import relative_rms
+
 # Libraries of kernels that the package knows: what is imported, and the name of the modification.
 KERNELS = {
     "cuequivariance": ("cuequivariance_ops_torch", "enable_CuEquivariance"),
@@ -52,6 +54,14 @@ def _float64():
         yield
     finally:
         torch.set_default_dtype(default)
+
+
+def differences(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], num_atoms: int) -> dict[str, float]:
+    """Of energies and forces: in eV an atom, and relative root-mean-square ones."""
+    return {
+        "energy_eV_per_atom": float((found[0] - expected[0]).abs().sum() / num_atoms),
+        "forces": relative_rms(found[1], expected[1]),
+    }
 
 
 def with_kernels(model, library: str):

@@ -10,9 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from fastlr.parity import relative_rms
-
-from .nequip_peer import KERNELS, compiled, nequip_data, nequip_preset, with_kernels
+from .nequip_peer import KERNELS, compiled, differences, nequip_data, nequip_preset, with_kernels
 from .timing import alternate, over_each, peak_bytes
 
 R_MAX = 6.0
@@ -91,10 +89,7 @@ def _one(atoms: Atoms, contestants: dict, potential, preset: str, seconds: float
             del runs[label]
             continue
         expected = expected or found
-        errors[label] = {
-            "energy_eV_per_atom": float((found[0] - expected[0]).abs().sum() / len(atoms)),
-            "forces": relative_rms(found[1], expected[1]),
-        }
+        errors[label] = differences(found, expected, len(atoms))
         if not errors[label]["forces"] <= TOLERANCE:
             say(f"  {label}: NOT TIMED, forces differ by {errors[label]['forces']:.1e}")
             del runs[label]
