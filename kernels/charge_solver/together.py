@@ -17,10 +17,10 @@ from ..ewald.system import System
 from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, machine_code
-from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
+from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged, target_of
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
-from .together_cpu import CONVERGED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
+from .together_cpu import EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
 TERMS_OF_A_THREAD = 100_000
 
@@ -129,12 +129,12 @@ class Together:
         else:
             torch.add(start, (charge - float(start.sum())) / n, out=d)
         has_start = int(start is not None or charge != 0.0)
-        target = target_of(rhs, total, self.least, self.tolerance, absolute)
+        target, floor = target_of(rhs, total, self.least, self.tolerance, absolute)
         found = self._run(is_response=0, has_start=has_start, target=target, multiplier=float(rhs.mean()))
-        if found["status"] == INDEFINITE:
-            raise IndefiniteError([0])
         bound = found["norm"] / self.least / math.sqrt(n)
-        if found["status"] != CONVERGED:
+        if found["status"] == INDEFINITE and not has_converged(found["norm"], floor):
+            raise IndefiniteError([0])
+        if found["status"] == EXHAUSTED:
             raise exhausted(bound, self.tolerance)
         self.reports.append(Report(int(found["iterations"]), bound))
         return rows["q"][:n].clone(), self.scalars[SCALARS.index("multiplier")][None].clone()
