@@ -48,7 +48,8 @@ class Prediction:
             without; where a chemical potential is given instead of the charge Q, less Q times that. None for models
             without charges. It is part of the energy, whose derivatives are the forces.
         dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
-        charge_solution: how the iteration for the charges went; None where they were solved for directly.
+        charge_solution: how the iteration for the charges went, with a bound on their error; None where they were
+            solved for directly.
     """
 
     energy: float

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ewald.operator import CoulombOperator
 from ..ewald.system import System
+from .error_bound import ErrorBound
 from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
 
@@ -31,10 +32,18 @@ SLACK = 16.0  # above which multiple of what rounding leaves it is no excuse any
 
 @dataclass(frozen=True)
 class Report:
-    """How a solve went: iterations, and a bound on the root-mean-square error of the charges in e."""
+    """How the solve for one structure went.
+
+    Attributes:
+        iterations: how many it took.
+        error_bound: on the root-mean-square error of the charges, e: what the iteration has left, what the Coulomb sums
+            leave out, and rounding, see ``error_bound.py``.
+        unfinished: the part of it that the iteration has left, which is what a tolerance limits.
+    """
 
     iterations: int
     error_bound: float
+    unfinished: float
 
 
 def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> tuple[float, float]:
@@ -99,6 +108,7 @@ class ConjugateGradient:
         self.preconditioner = kind(system, hardness, constant)
         self.response = self.preconditioner(torch.ones_like(hardness))
         self.tolerance, self.reports = tolerance, []
+        self.bound = ErrorBound(system, hardness, constant, self.operator.rows())
 
     @torch.no_grad()
     def moved(self, system: System) -> None:
@@ -152,5 +162,6 @@ class ConjugateGradient:
             q += step * direction
             residual -= step * (image - level)
             multiplier = multiplier - step * level
-        self.reports.append(Report(iteration, norm / least / math.sqrt(n)))
+        bound = self.bound(norm + floor, q, float(total), start)
+        self.reports.append(Report(iteration, bound, norm / least / math.sqrt(n)))
         return q, multiplier[None]

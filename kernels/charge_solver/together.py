@@ -18,6 +18,7 @@ from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, machine_code
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged, target_of
+from .error_bound import ErrorBound
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
 from .together_cpu import EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
@@ -53,6 +54,8 @@ class Together:
         n = len(hardness)
         self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
         self.pairs, self.waves = pairs, waves
+        sums = [table.rows() for table in (pairs, waves) if table is not None]
+        self.bound = ErrorBound(system, hardness, constant, sums)
         stride, tiles, thirds = (row_length(n), 0, 0) if waves is None else waves.sizes
         rows = {name: torch.zeros(stride, dtype=torch.float64) for name in ROWS}
         rows |= {name: torch.zeros(stride, dtype=pairs.dtype) for name in NARROW_ROWS}
@@ -131,10 +134,12 @@ class Together:
         has_start = int(start is not None or charge != 0.0)
         target, floor = target_of(rhs, total, self.least, self.tolerance, absolute)
         found = self._run(is_response=0, has_start=has_start, target=target, multiplier=float(rhs.mean()))
-        bound = found["norm"] / self.least / math.sqrt(n)
+        unfinished = found["norm"] / self.least / math.sqrt(n)
         if found["status"] == INDEFINITE and not has_converged(found["norm"], floor):
             raise IndefiniteError([0])
         if found["status"] == EXHAUSTED:
-            raise exhausted(bound, self.tolerance)
-        self.reports.append(Report(int(found["iterations"]), bound))
-        return rows["q"][:n].clone(), self.scalars[SCALARS.index("multiplier")][None].clone()
+            raise exhausted(unfinished, self.tolerance)
+        q = rows["q"][:n].clone()
+        bound = self.bound(found["norm"] + floor, q, charge, start)
+        self.reports.append(Report(int(found["iterations"]), bound, unfinished))
+        return q, self.scalars[SCALARS.index("multiplier")][None].clone()

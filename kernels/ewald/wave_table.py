@@ -13,6 +13,7 @@ from torch import Tensor
 from ..llvm import I64
 from ..native import Call, machine_code, shares, vector_bytes
 from . import reciprocal
+from .rows import Rows
 from .system import System
 from .wave_parts import LINES, THIRDS, WaveParts, row_length
 
@@ -63,6 +64,10 @@ class WaveTable:
         tensors = [self.line, self.third, self._base, powers, index, sign, numbers]
         self._fill = Call(machine_code(_Fill, dtype), tensors)
         self._pull, self._lanes = None, vector_bytes() // self.line.element_size()
+
+    def rows(self) -> Rows:
+        """See ``reciprocal.rows``."""
+        return reciprocal.rows(self.weights, self.num_atoms, self.dtype)
 
     def padded(self, values: Tensor) -> Tensor:
         """(lines, thirds) -> (L, M) of the tables' type."""
