@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.kernels.irreps_linear.layout import Layout
-from fastlr.kernels.irreps_linear.naive import apply
-from fastlr.kernels.message_passing.shape import LayerShape
+from fastlr.kernels.irreps_linear.naive import apply, transposed
+from fastlr.kernels.message_passing.shape import LayerShape, LayerWeights
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import Linear, SelfConnection
@@ -36,6 +36,16 @@ class FoldedLayer:
     linear: tuple[Tensor, Tensor]
     connections: tuple[Tensor, Tensor]
     own_connections: tuple[Tensor, Tensor]
+
+    @property
+    def weights(self) -> LayerWeights:
+        """Of the layer's kernels, forwards."""
+        return LayerWeights(self.table, self.linear[0], self.connections[0], self.own_connections[0])
+
+    @property
+    def transposed_weights(self) -> LayerWeights:
+        """Of the layer's kernels, backwards."""
+        return LayerWeights(self.table, self.linear[1], self.connections[1], self.own_connections[1])
 
     @property
     def num_bytes(self) -> int:
@@ -119,14 +129,10 @@ def _connections(connection: SelfConnection, types: Tensor, dtype):
 
 def both_ways(weights: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights (..., n) of a linear map with its scales, and with the matrix of each irrep transposed in place."""
-    forward, backward = torch.zeros_like(weights), torch.zeros_like(weights)
+    scaled = weights.clone()
     for block in layout.blocks:
-        own = slice(block.weight, block.weight + block.mul_in * block.mul_out)
-        part = weights[..., own] * block.scale
-        forward[..., own] = part
-        square = part.unflatten(-1, (block.mul_in, block.mul_out))
-        backward[..., own] = square.transpose(-1, -2).flatten(-2)
-    return forward.to(dtype).contiguous(), backward.to(dtype).contiguous()
+        scaled[..., block.weight : block.weight + block.mul_in * block.mul_out] *= block.scale
+    return scaled.to(dtype).contiguous(), transposed(scaled, layout).to(dtype).contiguous()
 
 
 class Readout:

@@ -142,7 +142,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 def use(model: nn.Module, operations: Operations) -> None:
     """Replace the kernels of every layer of ``model``."""
     for module in model.modules():
+        if hasattr(module, "operations"):
+            module.operations = operations
         if isinstance(module, InteractionLayer):
             module.use(operations)
-        elif hasattr(module, "operations"):
-            module.operations = operations

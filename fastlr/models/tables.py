@@ -7,7 +7,7 @@ from fastlr.kernels.radial_table.intervals import interval_of
 from fastlr.kernels.radial_table.naive import interpolate, spline_coefficients
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 # Largest relative root-mean-square differences between a table and its network, in values and in derivatives by the
 # length, both in float64.

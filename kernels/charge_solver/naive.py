@@ -12,9 +12,8 @@ is again an instance of this function, which makes it differentiable any number 
 
 import torch
 from fastlr.kernels.autograd import wanted
-from fastlr.kernels.ewald.coulomb import slab_constant
 from fastlr.kernels.ewald.naive import coulomb_matrix
-from fastlr.kernels.ewald.system import System
+from fastlr.kernels.ewald.system import System, slab_constant
 from torch import Tensor
 
 from .constraints import Constraints

@@ -160,6 +160,9 @@ def spread(
     return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
 
 
+MESH = naive.Mesh(gather, spread)
+
+
 def stencils(x: Tensor, dims: tuple[int, int, int], p: int):
     """``Stencils`` of the tensors' device."""
     _check(x, list(dims), p)

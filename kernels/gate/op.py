@@ -24,7 +24,7 @@ def gate(x: Tensor, layout: str) -> Tensor:
         ValueError: a wrong shape or float type.
     """
     if x.device.type not in _KERNELS:
-        return naive.gate(x, GateLayout.from_key(layout))
+        return naive.gate(x, layout)
     return gate_op(x, layout)
 
 
@@ -102,7 +102,7 @@ def _third(ctx, *probes):
     tensors = ctx.saved_tensors
     with torch.enable_grad():
         x, g, v = own = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
-        z = naive.gate(x, GateLayout.from_key(ctx.layout))
+        z = naive.gate(x, ctx.layout)
         (dx,) = torch.autograd.grad(z, x, g, create_graph=True)
         pair = torch.autograd.grad(dx, (x, g), v, create_graph=True, materialize_grads=True)
         total = sum((value * probe).sum() for value, probe in zip(pair, probes, strict=True))

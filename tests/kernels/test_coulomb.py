@@ -10,8 +10,8 @@ from fastlr.kernels.charge_solver import solvers
 from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald import naive, op
-from fastlr.kernels.ewald.coulomb import coulomb_energy, coulomb_form, coulomb_matrix, slab_constant
-from fastlr.kernels.ewald.system import System
+from fastlr.kernels.ewald.coulomb import coulomb_energy, coulomb_form, coulomb_matrix
+from fastlr.kernels.ewald.system import System, slab_constant
 from fastlr.kernels.ewald.tables import coulomb_tables
 from reference.coulomb_systems import CELL, KINDS, MOLECULE, SLAB, random_system
 from reference.differences import relative_error
