@@ -7,6 +7,7 @@ from torch import nn
 
 from fastlr.errors import ConfigError
 from fastlr.kernels.gate.layout import SILU_SCALE, TANH_SCALE
+from fastlr.kernels.irreps import Irreps
 from fastlr.models import NequIPConfig, build_model
 from fastlr.models.nequip import hidden_irreps, scalar_irreps
 from fastlr.potential import Potential
@@ -107,7 +108,7 @@ def _config(source: nn.Module) -> NequIPConfig:
     )
     for k, layer in enumerate(layers):
         wanted = scalar_irreps(config) if k == len(layers) - 1 else hidden_irreps(config)
-        if layer.feature_irreps_hidden != wanted:
+        if Irreps(layer.feature_irreps_hidden) != wanted:
             raise ConfigError(f"layer {k} of the nequip model has irreps {layer.feature_irreps_hidden}, not {wanted}")
         _check_layer(k, layer)
     return config

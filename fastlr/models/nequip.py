@@ -1,11 +1,11 @@
 """NequIP: short-range equivariant message passing."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
 from fastlr.graph import Graph
+from fastlr.kernels.irreps import Irreps
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import NodeAttributes

@@ -1,10 +1,10 @@
 """The gate nonlinearity: scalars pass an activation, other irreps are scaled by activated scalars."""
 
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations, resolve
 from fastlr.kernels.gate.layout import GateLayout
+from fastlr.kernels.irreps import Irreps
 
 from .linear import unique_irreps
 
@@ -17,7 +17,7 @@ class Gate(nn.Module):
         operations: the kernels in use (default: the specification).
 
     ``irreps_in`` holds the scalars, one more even scalar (the gate) for each l > 0 channel, and the gated irreps,
-    sorted as e3nn sorts irreps. Even scalars come before the gates; gates follow the order of ``irreps_out``.
+    sorted. Even scalars come before the gates; gates follow the order of ``irreps_out``.
     """
 
     def __init__(self, irreps_out, operations: Operations | None = None):
@@ -28,7 +28,7 @@ class Gate(nn.Module):
         self.gated = Irreps([(mul, ir) for mul, ir in irreps_out if ir.l > 0])
         self.irreps_out = unique_irreps(self.scalars + self.gated)
         gates = Irreps([(mul, "0e") for mul, _ in self.gated])
-        self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort().irreps)
+        self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort())
         self.layout = self._layout()
 
     def _layout(self) -> GateLayout:

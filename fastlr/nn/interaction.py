@@ -1,11 +1,11 @@
 """One NequIP message-passing layer: linear, convolution, linear, self-connection, gate."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
 from fastlr.kernels.adjacency import Adjacency
+from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.tensor_product.program import Program
 
 from .gate import Gate

@@ -4,10 +4,10 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations, resolve
+from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.irreps_linear.layout import Layout
 
 

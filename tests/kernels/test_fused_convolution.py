@@ -9,9 +9,10 @@ import torch
 from fastlr.bench.problems import PROBLEMS, inputs
 from fastlr.kernels.adjacency import Adjacency
 from fastlr.kernels.tensor_product import op
+from fastlr.kernels.tensor_product.coupling import coupling
 from fastlr.kernels.tensor_product.naive import NaiveConvolution
 from fastlr.kernels.tensor_product.op import FusedConvolution
-from fastlr.kernels.tensor_product.program import Program, coupling
+from fastlr.kernels.tensor_product.program import Program
 from torch import library
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
