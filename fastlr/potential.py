@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
-from .engine.captured import LARGEST, Captured
+from .checks.inference import InferenceCheck, check_inference
+from .checks.operations import Parity, check_operations
+from .checks.stored import fingerprint, stored
 from .engine.charges import ACCURACY, PRODUCTS
 from .engine.parts import TooLarge, evaluate_in_parts
-from .engine.plan import Plan
-from .engine.proof import prove
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
@@ -26,9 +26,8 @@ from .memory import Counts, MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
 from .models.pieces import Pieces
-from .models.tables import find_size, tabulate, without_tables
+from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
-from .parity import check_parity
 from .pretrained import available_models, model_path
 
 
@@ -130,38 +129,67 @@ class Potential:
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
         without_tables(self.model)
-        self.operations, self.plan, self.proof = operations, None, None
-        self.tables, self.no_plan, self.captured = None, Plan.obstacle(operations), None
+        self.operations, self.plan, self.captured, self.tables = operations, None, None, None
+        self.parity: list[Parity] = []
+        self.inference_check: InferenceCheck | None = None
+        self.no_plan: str | None = f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
+        if operations.backend == "cpu":
+            self.tables = self._table_size()
+            self.no_plan = None if self.tables else "no radial table is fine enough for this model"
         if self.no_plan is None:
-            self.tables = find_size(self.model)
-            if self.tables is None:
-                self.no_plan = "no radial table is fine enough for this model"
-        if self.no_plan is None:
-            self.parity = check_parity(self.model, operations, ["charge_equilibration"])
-            self.plan = Plan(self.model, self.tables[0])
-            self.proof = prove(self.plan, self.model, coulomb_settings(self.config), inference_settings(self.config))
-            self._memory = self.plan.memory
-            return self
-        self.parity = check_parity(self.model, operations)
+            self._plan()
+        else:
+            self._operate(device)
+        return self
+
+    def _plan(self) -> None:
+        """Evaluate by the inference plan."""
+        plan = self.operations.executor(self.model, self.tables[0])
+        checks = [self._checked(run) for run in plan.regimes()]
+        self.inference_check = max(checks, key=lambda check: check.forces)
+        self.plan, self._memory = plan, plan.memory
+
+    def _operate(self, device: torch.device) -> None:
+        """Evaluate operation by operation, by autograd."""
+        operations = self.operations
+        self.parity = check_operations(self.model, operations)
         dense = operations.chosen["charge_equilibration"] == "reference"
         self._memory = MemoryModel.of_autograd(self.model, dense)
         # those who choose float64 want the digits that a table's derivatives lack
         if operations.chosen["tabulated_product"] != "reference" and self.config.torch_dtype == torch.float32:
-            self.tables = tabulate(self.model, keep=True)
-        if device.type == "cuda" and operations.chosen["tabulated_product"] == "triton":
+            self.tables = self._table_size()
+            if self.tables is not None:
+                interpolate_networks(self.model, self.tables[0], keep=True)
+        if operations.executor is not None and operations.backend != "cpu":
             self._capture()
-        return self
+        elif operations.backend != "reference":
+            self.inference_check = self._checked(lambda graph: evaluate(self.model, graph.to(device)))
 
     def _capture(self) -> None:
         """Launch the kernels of small structures together, if this GPU can."""
-        captured = Captured(self.model)
+        captured = self.operations.executor(self.model)
         try:
-            self.proof = prove(captured, self.model, coulomb_settings(self.config), inference_settings(self.config))
+            self.inference_check = self._checked(captured.evaluate)
+        except BackendError:
+            raise
         except RuntimeError as error:  # of CUDA
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(f"kernels are launched one by one, for no CUDA graph could be made: {reason}", stacklevel=3)
             return
         self.captured = captured
+
+    def _checked(self, run: Callable[[Graph], dict[str, torch.Tensor]]) -> InferenceCheck:
+        return check_inference(run, self.model, coulomb_settings(self.config), inference_settings(self.config))
+
+    def _table_size(self) -> tuple[int, float] | None:
+        """As ``find_size``, from disk if that was found before."""
+
+        def find() -> dict[str, torch.Tensor]:
+            size, error = find_size(self.model) or (0, 0.0)
+            return {"intervals": torch.tensor(size), "error": torch.tensor(error, dtype=torch.float64)}
+
+        found = stored("table_size", fingerprint(self.model), find)
+        return (int(found["intervals"]), float(found["error"])) if found["intervals"] else None
 
     @property
     def device(self) -> torch.device:
@@ -338,10 +366,12 @@ class Potential:
         if self.plan is None:
             lines.append(f"  no inference plan: {self.no_plan}")
             if self.captured is not None:
-                lines.append(f"  kernels of up to {LARGEST:,} edges are launched together; {self.proof}")
+                lines.append(f"  kernels of up to {self.captured.LARGEST:,} edges are launched together")
+            if self.inference_check is not None:
+                lines.append(f"  {self.inference_check}")
             return "\n".join(lines)
         weights, buffers = (f"{size / 2**20:.1f} MiB" for size in self.plan.num_bytes)
-        lines.append(f"  inference plan       {self.operations.backend:<15} {self.proof}")
+        lines.append(f"  inference plan       {self.operations.backend:<15} {self.inference_check}")
         lines.append(f"  weights and tables {weights}, buffers {buffers}; stages:")
         lines += [f"    {stage.name}" for stage in self.plan.stages()]
         return "\n".join(lines)

@@ -19,13 +19,14 @@ class Bound:
 
     Args:
         plan: ``plan.Plan``.
+        large: see ``EdgeList.of``.
     """
 
-    def __init__(self, plan, graph: Graph):
+    def __init__(self, plan, graph: Graph, large: bool = False):
         self.plan, self.config, self.run = plan, plan.config, plan.run
         self.edge_index, self.cell, self.coulomb = graph.edge_index, graph.cell, graph.coulomb
         self.threads = torch.get_num_threads()
-        self.edges = EdgeList.of(graph)
+        self.edges, self.large = EdgeList.of(graph, large), large
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
         num_own, species, model = 0, self.edges.species, plan.model
@@ -53,10 +54,10 @@ class Bound:
     def _stack(self, name: str, layers, norm, num_own: int) -> BoundStack:
         return BoundStack(name, layers, norm, num_own, self.geometry, self.plan.buffers)
 
-    def serves(self, graph: Graph) -> bool:
+    def serves(self, graph: Graph, large: bool = False) -> bool:
         """Whether the graph differs from the one this was made for in positions and charges alone."""
         same = graph.edge_index is self.edge_index and graph.cell is self.cell and graph.coulomb is self.coulomb
-        return same and torch.get_num_threads() == self.threads
+        return same and torch.get_num_threads() == self.threads and large == self.large
 
     def stages(self) -> list[Stage]:
         """Forwards and back, as they follow one another."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.graph import Graph
-from fastlr.kernels.charge_solver.direct import Equilibration
-from fastlr.kernels.charge_solver.solvers import single_serves
 from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
+
+if TYPE_CHECKING:
+    from fastlr.kernels.charge_solver.direct import Equilibration
 
 # Bound on the root-mean-square error of charges found by iteration, e, and accuracy of Coulomb sums that inference asks
 # for at most: forces are then good to a few 1e-6 eV/Å, which is what float32 can tell.
@@ -37,7 +39,8 @@ class Charges:
     def of(self, graph: Graph, chi: Tensor) -> Equilibrated:
         """The charges with electronegativities chi (N,), float64."""
         slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
-        if slabs or graph.conditions is not None:
+        by_reference = self.module.operations.chosen["charge_equilibration"] == "reference"
+        if slabs or by_reference or graph.conditions is not None:
             return ByAutograd(self.module, graph, chi, self.site_energy)
         with named_failures():
             if self._equilibration is None:
@@ -48,6 +51,9 @@ class Charges:
         return Direct(self._equilibration, self.site_energy)
 
     def _prepared(self, graph: Graph) -> Equilibration:
+        from fastlr.kernels.charge_solver.direct import Equilibration
+        from fastlr.kernels.charge_solver.solvers import single_serves
+
         hardness = self.module.hardness.detach().index_select(0, graph.species)
         dtype = self.module.operations.dtype
         return Equilibration(

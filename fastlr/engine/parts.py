@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from fastlr.models.pieces import Pieces
 
 from .charges import Charges, Equilibrated
 from .edge_list import morton_order
-from .plan import Plan
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class TooLarge(Exception):

@@ -77,10 +77,17 @@ def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | 
         every edge.
     """
     found = find_size(model)
-    for embedding in _modules(model, EdgeEmbedding):
-        embedding.table_intervals = found[0] if found else None
-        embedding.kept_tables = {} if keep else None
+    if found is None:
+        without_tables(model)
+    else:
+        interpolate_networks(model, found[0], keep)
     return found
+
+
+def interpolate_networks(model: torch.nn.Module, num_intervals: int, keep: bool = False) -> None:
+    """Interpolate the radial networks of ``model`` from tables of ``num_intervals`` intervals; ``keep`` as above."""
+    for embedding in _modules(model, EdgeEmbedding):
+        embedding.table_intervals, embedding.kept_tables = num_intervals, {} if keep else None
 
 
 def without_tables(model: torch.nn.Module) -> None:

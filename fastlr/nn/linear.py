@@ -108,9 +108,9 @@ class SelfConnection(nn.Module):
             mixed, shares = matrices, attributes.dense()
         # the sum of all of them is one map of as many multiples of x
         multiples = (shares[:, :, None] * x[:, None, :]).flatten(1)
-        return self.operations.irreps_linear(multiples, mixed.flatten(), self._sum_of(mixed.shape[0]), False)
+        return self.operations.irreps_linear(multiples, mixed.flatten(), self.sum_of(mixed.shape[0]), False)
 
-    def _sum_of(self, copies: int) -> str:
+    def sum_of(self, copies: int) -> str:
         """The layout of so many maps side by side."""
         if copies not in self._sums:
             self._sums[copies] = Layout.from_key(self.layout).side_by_side(copies).key

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, library
 
+from ..autograd import is_recorded
+
 _KERNELS = {"cpu": ".batched_cpu", "cuda": ".batched_triton"}  # device type -> module
 
 
@@ -55,6 +57,10 @@ def _check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype) -> Tenso
 @library.custom_op("fastlr::charge_factorise", mutates_args=())
 def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     """All of a ``Factor`` but the sizes, from H (B, n, n) and the sizes (B,)."""
+    return _factorise(matrix, sizes)
+
+
+def _factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the charge solver is for float32 and float64, got {matrix.dtype}")
     num_structures, n = matrix.shape[0], matrix.shape[-1]
@@ -71,7 +77,10 @@ def _(matrix, sizes):
 @library.custom_op("fastlr::charge_solve", mutates_args=())
 def charge_solve(factor: list[Tensor], rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """q (B, n) and mu (B,) from a ``Factor``, rhs (B, n) and total (B,)."""
-    factor = Factor(*factor)
+    return _solve(Factor(*factor), rhs, total)
+
+
+def _solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     num_structures, dtype = factor.sizes.shape[0], factor.matrix.dtype
     rhs = _check("rhs", rhs, (num_structures, rhs.shape[-1]), dtype)
     total = _check("total", total, (num_structures,), dtype)
@@ -108,7 +117,9 @@ def factorise(matrix: Tensor, sizes: Tensor) -> Factor:
             what more there is to find comes out in ``solve``.
         ValueError: a shape, type or size is wrong.
     """
-    return Factor(*charge_factorise(matrix.detach(), sizes), sizes)
+    matrix = matrix.detach()
+    factor = charge_factorise if is_recorded(matrix) else _factorise
+    return Factor(*factor(matrix, sizes), sizes)
 
 
 def solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,4 +136,6 @@ def solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         IndefiniteError: on GPUs, the iteration met negative curvature or did not converge.
         ValueError: a shape or type is wrong.
     """
-    return charge_solve(list(factor), rhs, total)
+    if is_recorded(rhs, total):
+        return charge_solve(list(factor), rhs, total)
+    return _solve(factor, rhs, total)

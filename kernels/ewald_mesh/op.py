@@ -14,7 +14,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, library
 
-from ..autograd import wanted
+from ..autograd import is_recorded, wanted
 from . import naive
 from .bins import Bins, segments
 from .naive import ORDERS, components, differentiated
@@ -59,6 +59,10 @@ def _check_bins(bins: list[Tensor], x: Tensor, dims: list[int]) -> Bins:
 @library.custom_op("fastlr::mesh_bins", mutates_args=())
 def mesh_bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``bins.Bins`` of atoms at mesh coordinates x (N, 3); has no derivative."""
+    return _bins(x, dims, p)
+
+
+def _bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(x, dims, p)
     return tuple(_kernels(x).sort(x.contiguous(), tuple(dims), p))
 
@@ -73,6 +77,10 @@ def _(x, dims, p):
 @library.custom_op("fastlr::mesh_gather", mutates_args=())
 def mesh_gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     """(N, components) from a mesh (n1, n2, n3), mesh coordinates x (N, 3) and their bins."""
+    return _gather(mesh, x, bins, order, p)
+
+
+def _gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     dims = list(mesh.shape)
     _check(x, dims, p, order, mesh=(mesh, tuple(dims)))
     if order > HIGHEST:
@@ -88,6 +96,10 @@ def _(mesh, x, bins, order, p):
 @library.custom_op("fastlr::mesh_spread", mutates_args=())
 def mesh_spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     """A mesh (n1, n2, n3) from c (N, components), mesh coordinates x (N, 3) and their bins."""
+    return _spread(c, x, bins, dims, order, p)
+
+
+def _spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     _check(x, dims, p, order, c=(c, (x.shape[0], len(components(max(order, 0))))))
     if order > HIGHEST:
         return naive.spread(c, x, tuple(dims), order, p)
@@ -145,19 +157,22 @@ mesh_spread.register_autograd(_of_spread, setup_context=_setup_spread)
 
 def bins_of(x: Tensor, dims: tuple[int, int, int], p: int) -> list[Tensor]:
     """The bins of atoms at x (N, 3), for ``gather`` and ``spread``; they hold as long as x does not change."""
-    return list(mesh_bins(x.detach(), list(dims), p))
+    x = x.detach()
+    return list((mesh_bins if is_recorded(x) else _bins)(x, list(dims), p))
 
 
 def gather(mesh: Tensor, x: Tensor, order: int, p: int, bins: list[Tensor] | None = None) -> Tensor:
     """Same result as ``naive.gather``, by the kernels of the tensors' device."""
-    return mesh_gather(mesh, x, bins_of(x, mesh.shape, p) if bins is None else bins, order, p)
+    function = mesh_gather if is_recorded(mesh, x) else _gather
+    return function(mesh, x, bins_of(x, mesh.shape, p) if bins is None else bins, order, p)
 
 
 def spread(
     c: Tensor, x: Tensor, dims: tuple[int, int, int], order: int, p: int, bins: list[Tensor] | None = None
 ) -> Tensor:
     """Same result as ``naive.spread``, by the kernels of the tensors' device."""
-    return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
+    function = mesh_spread if is_recorded(c, x) else _spread
+    return function(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
 
 
 MESH = naive.Mesh(gather, spread)

@@ -43,6 +43,8 @@ class CuEquivarianceConvolution(nn.Module):
         self.product = cuet.SegmentedPolynomial(polynomial, method=method, math_dtype=math_dtype)
         order = torch.argsort(torch.cat(columns)) if columns else torch.zeros(0, dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
+        for module in self.product.modules():  # constants of the product are no part of a model's weights
+            module._non_persistent_buffers_set.update(module._buffers)
 
     def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """See ``NaiveConvolution.forward``."""
