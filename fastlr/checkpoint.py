@@ -12,7 +12,6 @@ Files in which units or conventions are not stated have those below, which are a
 """
 
 import json
-import os
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import CheckpointError, ConfigError
+from .kernels.files import replacing
 from .kernels.gate.layout import SILU_SCALE, TANH_SCALE
 from .models.config import ModelConfig, parse_config
 
@@ -41,7 +41,6 @@ CONVENTIONS = {
 
 def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], card: dict) -> None:
     """Write a model file; an existing one is replaced only when the new one is complete."""
-    path = Path(path)
     header = {
         "format_version": FORMAT_VERSION,
         "config": config.model_dump(),
@@ -49,16 +48,12 @@ def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torc
         "conventions": CONVENTIONS,
         "card": card,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
-        umask = os.umask(0)  # safetensors makes the file private; a model is a file like any other
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        partial.chmod(mode)  # safetensors makes the file private; a model is a file like any other
 
 
 def read_header(path: str | Path) -> tuple[ModelConfig, dict]:

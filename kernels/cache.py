@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
+
+from .files import replacing
 
 
 def directory() -> Path:
@@ -26,8 +27,7 @@ def write(name: str, content: bytes) -> None:
     """Keep a file. Where none can be written, the work is done again next time."""
     try:
         directory().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory(), delete=False) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.replace(file.name, directory() / name)
+        with replacing(directory() / name) as partial:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError:
         return

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,27 +16,12 @@ import llvmlite.binding as llvm
 import numpy as np
 import torch
 
-from . import cache
-from .threads import provide_barrier, run_parallel, run_together
+from . import cache, jit
+from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
-
-
-@lru_cache(None)
-def target_machine():
-    """LLVM's description of this very CPU."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
-        reloc="pic",
-        codemodel="small",
-    )
+_addresses: dict[str, int] = {}  # of functions, by symbol
 
 
 @lru_cache(None)
@@ -45,14 +31,6 @@ def vector_bytes() -> int:
     if features.get("avx512f"):
         return 64
     return 32 if features.get("avx2") else 16
-
-
-@lru_cache(None)
-def _engine():
-    provide_barrier()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
-    engine.finalize_object()
-    return engine
 
 
 def compiled(name: str, recipe: str, source: Callable[[], str]):
@@ -65,17 +43,21 @@ def compiled(name: str, recipe: str, source: Callable[[], str]):
     """
     symbol = f"{name}_{hashlib.sha256(f'{_stamp()}{recipe}'.encode()).hexdigest()[:24]}"
     with _lock:
-        engine = _engine()
-        address = engine.get_function_address(symbol)
-        if not address:
-            code = cache.read(f"{symbol}.o")
-            if code is None:
-                code = _compile(source().replace(f'@"{name}"', f'@"{symbol}"'))
-                cache.write(f"{symbol}.o", code)
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-            engine.finalize_object()
-            address = engine.get_function_address(symbol)
-    return _SIGNATURE(address)
+        if symbol not in _addresses:
+            _addresses[symbol] = _load(symbol, lambda: source().replace(f'@"{name}"', f'@"{symbol}"'))
+    return _SIGNATURE(_addresses[symbol])
+
+
+def _load(symbol: str, source: Callable[[], str]) -> int:
+    """Address of a function: from the cache, or compiled where the cache has none or one that cannot be loaded."""
+    imports = {BARRIER: barrier_address()}
+    code = cache.read(f"{symbol}.o")
+    if code is not None:
+        with suppress(RuntimeError):
+            return jit.addresses(code, [symbol], imports)[0]
+    code = jit.object_code(source())
+    cache.write(f"{symbol}.o", code)
+    return jit.addresses(code, [symbol], imports)[0]
 
 
 @lru_cache(None)
@@ -88,21 +70,8 @@ def machine_code(kernel, dtype: torch.dtype, *options: int):
 @lru_cache(None)
 def _stamp() -> str:
     own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
-    features = llvm.get_host_cpu_features().flatten()
-    return f"{own.hexdigest()} {llvm.llvm_version_info} {target_machine().triple} {llvm.get_host_cpu_name()} {features}"
-
-
-def _compile(source: str) -> bytes:
-    machine = target_machine()
-    module = llvm.parse_assembly(source)
-    module.triple = machine.triple
-    module.data_layout = str(machine.target_data)
-    module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+    cpu = f"{jit.target_machine().triple} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    return f"{own.hexdigest()} {llvm.llvm_version_info} {cpu}"
 
 
 def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:

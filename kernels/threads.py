@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
+
+from . import jit
 
 _MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _nobody = _MEMBER(lambda _: None)
@@ -100,12 +101,11 @@ def run_together(kernel, pointer: int, threads: int) -> None:
     team.start(team.together, data.ctypes.data, threads, 0)
 
 
-@lru_cache(None)
-def provide_barrier() -> None:
-    """Make ``BARRIER`` known to machine code: the threads of ``run_together`` wait for each other in it."""
+def barrier_address() -> int:
+    """Address of ``BARRIER``, in which the threads of ``run_together`` wait for each other."""
     team = _team()
     # one thread alone has nobody to wait for, and never calls it
-    llvm.add_symbol(BARRIER, _address(_nobody) if team is None else team.barrier)
+    return _address(_nobody) if team is None else team.barrier
 
 
 def _address(function) -> int:
@@ -119,7 +119,6 @@ class _Team(NamedTuple):
         start: starts a team on a trampoline.
         number_of, size_of, barrier: tell a member's number and the team's size, and let all wait for all.
         sharing, together: trampolines.
-        engine: which owns them.
     """
 
     start: object
@@ -128,7 +127,6 @@ class _Team(NamedTuple):
     barrier: int
     sharing: int
     together: int
-    engine: object
 
 
 @lru_cache(None)
@@ -143,9 +141,8 @@ def _team() -> _Team | None:
     except AttributeError:
         return None
     start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    engine = _compile_trampoline()
-    trampolines = (engine.get_function_address(name) for name in ("fastlr_member", "fastlr_together"))
-    return _Team(start, *map(_address, functions), *trampolines, engine)
+    trampolines = jit.addresses(jit.object_code(_TRAMPOLINE), ["fastlr_member", "fastlr_together"])
+    return _Team(start, *map(_address, functions), *trampolines)
 
 
 def _loaded_runtime() -> str | None:
@@ -157,15 +154,6 @@ def _loaded_runtime() -> str | None:
     names = [path for path in sorted(paths) if os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp"))]
     # two runtimes in one process: PyTorch's own is the one beside it
     return next((path for path in names if "torch" in path), names[0] if names else None)
-
-
-def _compile_trampoline():
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True, reloc="pic", codemodel="small")
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_TRAMPOLINE), machine)
-    engine.finalize_object()
-    return engine
 
 
 @lru_cache(None)

@@ -1,5 +1,6 @@
 """Plain multilayer perceptron on invariants, as in NequIP's radial network and readouts."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import sqrt
 
@@ -22,12 +23,16 @@ class ScalarMLP(nn.Module):
         )
         self.scales = [sqrt(2.0 if i else 1.0) / sqrt(n_in) for i, n_in in enumerate(self.dims[:-1])]
 
-    def forward(self, x: Tensor, mixed_by: Tensor | None = None) -> Tensor:
-        """(N, dims[0]) -> (N, dims[-1]), computed in the float type of ``x``; times a matrix (M, N) from the left."""
+    def forward(self, x: Tensor, mix: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(N, dims[0]) -> (N, dims[-1]), computed in the float type of ``x``.
+
+        Args:
+            mix: a linear map of the rows, the same for all columns, to be applied to the result.
+        """
         for i, (weight, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
             if i:
                 x = torch.nn.functional.silu(x)
-            if mixed_by is not None and i == len(self.scales) - 1:
-                x = mixed_by @ x  # before the last map, which is linear and the widest
+            if mix is not None and i == len(self.scales) - 1:
+                x = mix(x)  # before the last map, which is linear and the widest
             x = x @ (weight.to(x.dtype) * scale)
         return x

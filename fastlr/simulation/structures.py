@@ -1,11 +1,9 @@
 """Structures from files and to files: any format ASE reads in, extended XYZ out."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ase.io
 from ase import Atoms
@@ -86,19 +84,6 @@ def check_output(path: str | Path) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: no permission to write to the folder {path.parent}")
     return path
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` once it is complete; after an error ``path`` is untouched."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:

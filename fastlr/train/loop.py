@@ -16,6 +16,7 @@ from fastlr.backends import Operations, resolve
 from fastlr.checkpoint import load_checkpoint, load_state, save_checkpoint
 from fastlr.checks.operations import check_operations
 from fastlr.errors import CheckpointError, ConfigError
+from fastlr.kernels.files import replacing
 from fastlr.models import ModelConfig, build_model
 
 from .card import describe_set, make_card
@@ -264,9 +265,8 @@ def _finish(output, settings, samples, data, recorder, progress) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _silence_lightning() -> None:
