@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from .checks.inference import InferenceCheck, check_inference
 from .checks.operations import Parity, check_operations
 from .checks.stored import fingerprint, stored
 from .engine.charges import ACCURACY, PRODUCTS
+from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_large_charges
 from .engine.parts import TooLarge, evaluate_in_parts
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
@@ -44,9 +46,16 @@ class Prediction:
         electronegativities: (n,) eV/e; None for models without charges.
         coulomb_energy: eV; None for models without charges.
         external_energy: eV, of the charges in external potentials and fields (see ``conditions.conditions_of``), zero
-            without; where a chemical potential is given instead of the charge Q, less Q times that. None for models
-            without charges. It is part of the energy, whose derivatives are the forces.
-        dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
+            without; None for models without charges. It is part of the energy, whose derivatives are the forces.
+        dipole: (3,) e Å, sum of q r about the origin; None for periodic structures and models without charges. It is
+            not -dE/dF in a field F, since the short-range energy depends on the charges, too: see ``polarisation``.
+        polarisation: (3,) e Å, -dE/dF about the origin, of slabs its part along the normal; None for cells, for models
+            without charges, and without forces.
+        total_charge: e, Q; None for models without charges.
+        potential: eV/e, dE/dQ; None for models without charges, where charges of fragments are given, and without
+            forces.
+        grand_energy: eV, E - mu Q where a chemical potential mu is given and Q is found: forces and stress are then its
+            derivatives at constant mu. None otherwise.
         charge_solution: how the iteration for the charges went; None where they were solved for directly.
     """
 
@@ -59,6 +68,10 @@ class Prediction:
     coulomb_energy: float | None = None
     external_energy: float | None = None
     dipole: np.ndarray | None = None
+    polarisation: np.ndarray | None = None
+    total_charge: float | None = None
+    potential: float | None = None
+    grand_energy: float | None = None
     charge_solution: Report | None = None
 
 
@@ -270,15 +283,22 @@ class Potential:
         """
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
+        if is_fixed(graph):  # which takes the derivative by the total charge
+            run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
+            out, found = evaluate_at_potential(run, self.model.equilibration, graph)
+            warn_of_large_charges(found, structures, start)
+            return _split(out, found, start, structures, graph.conditions.chemical_potential, forces)
+        return _split(self._run(graph, forces, in_parts, f"structure {start}"), graph, start, structures)
+
+    def _run(self, graph: Graph, forces: bool = True, in_parts: bool = False, name: str = "") -> dict:
+        """Results of a batch whose charges are given."""
         if in_parts:
-            out = self._in_parts(graph, f"structure {start}", forces)
-        elif self.plan is not None:
-            out = self.plan.evaluate(graph, forces=forces)
-        elif self.captured is not None:
-            out = self.captured.evaluate(graph, forces=forces)
-        else:
-            out = evaluate(self.model, graph.to(self.device), forces=forces)
-        return _split(out, graph, start, structures)
+            return self._in_parts(graph, name, forces)
+        if self.plan is not None:
+            return self.plan.evaluate(graph, forces=forces)
+        if self.captured is not None:
+            return self.captured.evaluate(graph, forces=forces)
+        return evaluate(self.model, graph.to(self.device), forces=forces)
 
     def check_memory(self, graph: Graph) -> bool:
         """Whether one structure is so large that it has to be evaluated part by part."""
@@ -413,8 +433,22 @@ def single_graph(
     return Graph.single(atoms, config.species, config.r_max, inference_settings(config), charge, index, skin)
 
 
-def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:
-    """The tensors of a batch as one ``Prediction`` a structure."""
+def _split(
+    out: dict[str, torch.Tensor],
+    graph: Graph,
+    start: int,
+    structures,
+    given: torch.Tensor | None = None,
+    forces: bool = True,
+) -> Iterator[Prediction]:
+    """The tensors of a batch as one ``Prediction`` a structure.
+
+    Args:
+        given: (B,) chemical potentials, eV/e, NaN where none is given.
+        forces: whether forces and stress are wanted.
+    """
+    if not forces:
+        out = {key: value for key, value in out.items() if key not in ("forces", "stress")}
     arrays = {key: value.double().cpu().numpy() for key, value in out.items()}
     ptr, is_cell, is_free = (t.tolist() for t in (graph.node_ptr, graph.pbc.all(dim=1), ~graph.pbc.any(dim=1)))
     for b in range(graph.num_structures):
@@ -436,6 +470,12 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
             coulomb_energy=per_structure("coulomb_energy"),
             external_energy=per_structure("external_energy"),
             dipole=arrays["dipole"][b].copy() if "dipole" in arrays and is_free[b] else None,
+            polarisation=_known(arrays, "polarisation", b),
+            total_charge=float(graph.charge[b]) if "charges" in arrays else None,
+            potential=None
+            if (value := _known(arrays, "potential", b)) is None or ptr[b] == ptr[b + 1]
+            else float(value),
+            grand_energy=_grand(arrays["energy"][b], graph.charge[b], None if given is None else given[b]),
             charge_solution=graph.memory.reports.get((b, 0)) if graph.memory is not None else None,
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
@@ -445,6 +485,21 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
+
+
+def _known(arrays: dict[str, np.ndarray], key: str, b: int) -> np.ndarray | None:
+    """What is known of a structure, as a copy; None where it is NaN."""
+    return None if key not in arrays or np.isnan(arrays[key][b]).any() else arrays[key][b].copy()
+
+
+def _potential(arrays: dict[str, np.ndarray], b: int) -> float | None:
+    value = _known(arrays, "potential", b)
+    return None if value is None else float(value)
+
+
+def _grand(energy: float, charge: float, given: float | None) -> float | None:
+    """E - mu Q, None where no potential is given."""
+    return None if given is None or bool(given.isnan()) else float(energy - given * charge)
 
 
 class _progress:

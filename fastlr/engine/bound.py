@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
-from fastlr.models.derivatives import dipole
+from fastlr.models.derivatives import dipole, polarisation
 
 from .charges import Charges
 from .edge_list import EdgeList
@@ -89,8 +89,10 @@ class Bound:
                 self.run(self._adjoint, *self.charge_stack.backward)
             out |= self._pulled()
             if self.charged:
-                out["forces"] -= self.slopes[0]
-                out["virial"] += self.slopes[1]
+                out["forces"] -= self.by_charges.position
+                out["virial"] += self.by_charges.strain
+                out["polarisation"] = polarisation(graph, self.by_charges.potential)
+                out["potential"] = self.by_charges.total
             out["stress"] = out["virial"] * self.per_volume
         self.graph = None
         return out | dipole(graph, out)
@@ -191,10 +193,10 @@ class Bound:
         torch.cat(parts, dim=1, out=x)
 
     def _differentiate_charges(self) -> None:
-        """Gradients through the charges: ``slopes`` by positions and strain, and that which the charge stack needs."""
-        *self.slopes, by_chi = self.equilibrated.gradients(self._by_charge())
+        """Gradients through the charges, of which the charge stack needs that by the electronegativities."""
+        self.by_charges = self.equilibrated.gradients(self._by_charge())
         self._seed_charge_stack()
-        self._add_slopes(by_chi)
+        self._add_slopes(self.by_charges.chi)
 
     @property
     def _own(self) -> slice:

@@ -99,7 +99,8 @@ class Captured:
                 return evaluate(self.model, near, forces=forces)
             out = self._replayed(graph)
         if not forces:
-            del out["forces"], out["virial"]
+            for name in ("forces", "virial", "by_potential", "potential"):
+                out.pop(name, None)
         return finish(graph, out)
 
     def _replayed(self, graph: Graph) -> dict[str, Tensor]:
@@ -114,12 +115,14 @@ class Captured:
         _refuse_overlap(graph, first)
         equilibrated = self._equilibrated(graph, first["electronegativities"].clone())
         second = bucket.energies(equilibrated.charges)
-        by_position, by_strain, by_chi = equilibrated.gradients(second["by_charge"].clone())
-        third = bucket.pulls(by_chi)
+        by_charges = equilibrated.gradients(second["by_charge"].clone())
+        third = bucket.pulls(by_charges.chi)
         out = {
             "atomic_energies": second["atomic_energies"].clone(),
-            "forces": second["forces"] + third["forces"] - by_position,
-            "virial": second["virial"] + third["virial"] + by_strain,
+            "forces": second["forces"] + third["forces"] - by_charges.position,
+            "virial": second["virial"] + third["virial"] + by_charges.strain,
+            "by_potential": by_charges.potential,
+            "potential": by_charges.total,
         }
         equilibrated.join(out)
         out = {name: values.cpu() for name, values in out.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.graph import Graph
+from fastlr.kernels.charge_solver.gradients import ChargeGradients
+from fastlr.models.derivatives import by_total, deformable, responsive
 from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class Direct(Equilibrated):
         self.external_energy = torch.zeros_like(self.coulomb_energy)
         self.site_energies = chi * self.charges + 0.5 * solution.hardness * self.charges**2
 
-    def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the charges' energy, and of a function of them whose gradient is given, by positions, strain and chi."""
+    def gradients(self, by_charge: Tensor) -> ChargeGradients:
+        """Of the charges' energy, and of a function of them whose gradient is given."""
         with named_failures():
             return self.solution.gradients(by_charge, self._site_energy)
 
@@ -104,17 +105,19 @@ class ByAutograd(Equilibrated):
 
     def __init__(self, module: ChargeEquilibration, graph: Graph, chi: Tensor, site_energy: bool):
         with torch.enable_grad():
-            strain = torch.zeros_like(graph.cell)
-            self.leaves = [tensor.detach().requires_grad_() for tensor in (graph.positions, strain, chi)]
-            deformed = replace(graph, positions=self.leaves[0]).strained(self.leaves[1])
-            self.found = module(deformed, self.leaves[2])
+            chi_ = chi.detach().clone().requires_grad_()
+            deformed, *geometry = deformable(graph)
+            deformed, *others = responsive(deformed)
+            self.leaves, self.graph = [*geometry, chi_, *others], graph
+            self.found = module(deformed, chi_)
         for name in ("charges", "coulomb_energy", "external_energy", "site_energies"):
             setattr(self, name, self.found[name].detach())
         self.electronegativities, self._site_energy = chi, site_energy
 
-    def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, by_charge: Tensor) -> ChargeGradients:
         """See ``Direct.gradients``."""
         names = ("coulomb_energy", "external_energy", *(("site_energies",) if self._site_energy else ()))
         sums = [self.found[name] for name in names if self.found[name].requires_grad]
         seeds = [by_charge, *(torch.ones_like(total) for total in sums)]
-        return torch.autograd.grad([self.found["charges"], *sums], self.leaves, seeds)
+        found = torch.autograd.grad([self.found["charges"], *sums], self.leaves, seeds, materialize_grads=True)
+        return ChargeGradients(*found[:4], by_total(self.graph, found[4]))

@@ -91,7 +91,7 @@ def evaluate_in_parts(
     if charged:
         out["energy"] += out["coulomb_energy"] + out["external_energy"]
     if forces and charged:
-        by_position, by_strain, by_chi = equilibrated.gradients(by_charge)
+        by_position, by_strain, by_chi, out["by_potential"], out["potential"] = equilibrated.gradients(by_charge)
         out["forces"] -= by_position
         out["virial"] += by_strain
         for part in parts(config.num_charge_layers):

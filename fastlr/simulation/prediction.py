@@ -37,7 +37,9 @@ def predict_structures(
     predictions = potential.iter_predict(structures, charge)
     try:
         for k, (atoms, prediction) in enumerate(zip(structures, predictions, strict=True)):
-            frame = with_results(atoms, ase_results(prediction), total_charge(atoms, charge, k))
+            total = prediction.total_charge
+            total = total_charge(atoms, charge, k) if total is None else total
+            frame = with_results(atoms, ase_results(prediction), total)
             if prediction.electronegativities is not None:
                 frame.arrays["electronegativities"] = prediction.electronegativities
             yield frame

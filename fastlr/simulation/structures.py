@@ -87,7 +87,8 @@ def check_output(path: str | Path) -> Path:
 
 
 def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
-    """A copy of a structure that carries results as a file should hold them, and its total charge in e.
+    """A copy of a structure that carries results as a file should hold them, and its total charge in e: as "charge", or
+    as "found_charge" where its chemical potential is given, so that it means the same when it is read.
 
     Results that the structure's file brought along are dropped: two energies in one frame would be read as one.
     """
@@ -95,7 +96,11 @@ def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
     for name in all_properties:
         frame.info.pop(name, None)
         frame.arrays.pop(name, None)
-    frame.info["charge"] = charge
+    if frame.info.get("chemical_potential") is None:
+        frame.info["charge"] = charge
+    else:
+        frame.info.pop("charge", None)
+        frame.info["found_charge"] = charge
     frame.calc = SinglePointCalculator(frame, **{name: results[name] for name in FILE_RESULTS if name in results})
     return frame
 

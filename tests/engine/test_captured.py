@@ -262,7 +262,7 @@ def test_a_potential_says_what_it_captures(monkeypatch):
     monkeypatch.setattr(Operations, "executor", property(lambda self: lambda model: Captured(model, again)))
     potential._capture()
     assert potential.captured.captures == 1
-    assert "kernels of up to 200,000 edges are launched together; max |dE|" in potential.report()
+    assert "kernels of up to 200,000 edges are launched together\n  max |dE|" in potential.report()
     assert np.isfinite(potential.predict(structures.salt()).energy)
     assert potential.captured.captures == 2
 
