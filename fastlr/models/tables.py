@@ -45,14 +45,15 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, floa
 def _with_slope(function, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (E, F), each a function of its own place (E,), and their derivatives: the gradient's by what it is taken of.
 
-    ``torch.func.jvp`` gives the same, but takes half a second to be ready.
+    ``torch.func.jvp`` and gradients that start from more than one number give the same, but PyTorch takes half a second
+    to be ready for them.
     """
     with torch.enable_grad():
         places = places.detach().requires_grad_(True)
         rows = function(places)
         weights = torch.zeros_like(rows, requires_grad=True)
-        (gradient,) = torch.autograd.grad(rows, places, weights, create_graph=True)
-        (slopes,) = torch.autograd.grad(gradient, weights, torch.ones_like(gradient))
+        (gradient,) = torch.autograd.grad((rows * weights).sum(), places, create_graph=True)
+        (slopes,) = torch.autograd.grad(gradient.sum(), weights)
     return rows.detach(), slopes
 
 

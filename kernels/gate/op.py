@@ -4,8 +4,9 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
+from ..operators import operator
 from . import naive
 from .layout import GateLayout
 
@@ -46,7 +47,7 @@ def _kernels(tensor: Tensor):
     return import_module(_KERNELS[tensor.device.type], __package__)
 
 
-@library.custom_op("fastlr::gate", mutates_args=())
+@operator("fastlr::gate")
 def gate_op(x: Tensor, layout: str) -> Tensor:
     """(N, dim_in) -> (N, dim_out)."""
     found, (x,) = _prepared(layout, x)
@@ -58,7 +59,7 @@ def _(x, layout):
     return x.new_empty(x.shape[0], GateLayout.from_key(layout).dim_out)
 
 
-@library.custom_op("fastlr::gate_backward", mutates_args=())
+@operator("fastlr::gate_backward")
 def gate_backward(x: Tensor, g: Tensor, layout: str) -> Tensor:
     """(N, dim_in), derivative of <gate(x), g> by x."""
     found, (x, g) = _prepared(layout, x, g)
@@ -70,7 +71,7 @@ def _(x, g, layout):
     return x.new_empty(x.shape)
 
 
-@library.custom_op("fastlr::gate_double_backward", mutates_args=())
+@operator("fastlr::gate_double_backward")
 def gate_double_backward(x: Tensor, g: Tensor, v: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     """(N, dim_in) and (N, dim_out), derivatives of <gate_backward(x, g), v> by x and g."""
     found, (x, g, v) = _prepared(layout, x, g, v)

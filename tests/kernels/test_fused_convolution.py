@@ -286,12 +286,12 @@ class TestPyTorch:
         program, edges, leaves = arguments
         key, g = program.key, torch.randn(4, program.irreps_out.dim, dtype=torch.float64, requires_grad=True)
         cotangents = [torch.randn_like(leaf).requires_grad_(True) for leaf in leaves]
-        library.opcheck(op.tensor_product, (*leaves, list(edges), key))
+        library.opcheck(op.tensor_product.overload, (*leaves, list(edges), key))
         for need in (True, False):
-            library.opcheck(op.tensor_product_backward, (g, *leaves, list(edges), key, need, not need))
+            library.opcheck(op.tensor_product_backward.overload, (g, *leaves, list(edges), key, need, not need))
         for a in (cotangents[0], None):
             needed = (a, *cotangents[1:], g, *leaves, list(edges), key, a is None)
-            library.opcheck(op.tensor_product_double_backward, needed)
+            library.opcheck(op.tensor_product_double_backward.overload, needed)
 
     def test_what_nobody_asks_for_changes_nothing(self, arguments):
         """Second and third derivatives by some inputs alone, as a training step takes them."""

@@ -162,9 +162,9 @@ def test_opcheck():
     (coefficients, table, g), intervals = problem(9, 6, 11, torch.float32)
     coefficients, table, g = (tensor.requires_grad_(True) for tensor in (coefficients, table, g))
     lists = list(intervals)
-    library.opcheck(op.values, (coefficients, table, lists))
-    library.opcheck(op.coefficients_gradient, (g, table, lists))
-    library.opcheck(op.rows_gradient, (coefficients, g, lists))
+    library.opcheck(op.values.overload, (coefficients, table, lists))
+    library.opcheck(op.coefficients_gradient.overload, (g, table, lists))
+    library.opcheck(op.rows_gradient.overload, (coefficients, g, lists))
 
 
 @pytest.mark.parametrize(
