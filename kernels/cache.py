@@ -9,8 +9,16 @@ from .files import replacing
 
 def directory() -> Path:
     """Where they are: $FASTLR_CACHE, or fastlr/ in the user's cache directory."""
-    root = os.environ.get("FASTLR_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastlr"
+    if root := os.environ.get("FASTLR_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "fastlr"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a user without an entry in the list of users, as in containers
+        raise FileNotFoundError(str(error)) from None
 
 
 def read(name: str) -> bytes | None:

@@ -8,10 +8,13 @@ and on a thread pool where it cannot. After a fork the team's threads are gone: 
 import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from . import jit
 
@@ -149,11 +152,25 @@ def _loaded_runtime() -> str | None:
     try:
         with open("/proc/self/maps", encoding="utf-8") as file:
             paths = {line.split()[-1] for line in file if "/" in line}
-    except OSError:
-        return None
-    names = [path for path in sorted(paths) if os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp"))]
+    except OSError:  # not Linux
+        return _runtime_beside_torch()
+    names = [path for path in sorted(paths) if _is_runtime(path)]
     # two runtimes in one process: PyTorch's own is the one beside it
     return next((path for path in names if "torch" in path), names[0] if names else None)
+
+
+def _is_runtime(path: str) -> bool:
+    return os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp"))
+
+
+def _runtime_beside_torch() -> str | None:
+    """The one that PyTorch brings along, if it is loaded: another would be a team of its own."""
+    for path in sorted((Path(torch.__file__).parent / "lib").iterdir()):
+        if _is_runtime(path.name):
+            with suppress(OSError):
+                ctypes.CDLL(str(path), mode=getattr(os, "RTLD_NOLOAD", 0) | ctypes.DEFAULT_MODE)
+                return str(path)
+    return None
 
 
 @lru_cache(None)

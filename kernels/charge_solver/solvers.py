@@ -27,6 +27,7 @@ from ..ewald.system import System
 from .batched_op import factorise, solve
 from .conjugate_gradient import TOLERANCE, ConjugateGradient
 from .constraints import Solver
+from .definite import positive_definite
 from .memory import Memory
 from .naive import IndefiniteError, SolverError
 
@@ -122,8 +123,9 @@ class Dense(Factorised):
         ones = self.system.pad(torch.ones_like(self.others[0]))
         matrix.diagonal(dim1=1, dim2=2).add_(1.0 - ones)
         self.factor, info = torch.linalg.cholesky_ex(matrix)
-        if bool((info != 0).any()):
-            raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+        definite = positive_definite(self.factor, info)
+        if not bool(definite.all()):
+            raise IndefiniteError(torch.nonzero(~definite).flatten().tolist())
         self.response = torch.cholesky_solve(ones[:, :, None], self.factor).squeeze(2)  # H^-1 1
         self.stiffness = 1.0 / self.response.sum(dim=1).clamp_min(1e-300)
 
