@@ -1,18 +1,6 @@
 """What the autograd engine will ask for."""
 
 import torch
-from torch import Tensor
-
-
-def is_recorded(*tensors: Tensor) -> bool:
-    """Whether PyTorch has to see an operation: to differentiate it, or to trace it with tensors without values.
-
-    Where it does not, kernels are called directly: the first call of an operator of ``torch.library`` in a process
-    imports PyTorch's compiler, which takes a second.
-    """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return True
-    return any(type(tensor) is not Tensor or tensor.device.type == "meta" for tensor in tensors)
 
 
 def wanted(ctx, index: int) -> bool:

@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
-from ..autograd import is_recorded
+from ..operators import operator
 
 _KERNELS = {"cpu": ".batched_cpu", "cuda": ".batched_triton"}  # device type -> module
 
@@ -54,13 +54,9 @@ def _check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype) -> Tenso
     return tensor.contiguous()
 
 
-@library.custom_op("fastlr::charge_factorise", mutates_args=())
+@operator("fastlr::charge_factorise")
 def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     """All of a ``Factor`` but the sizes, from H (B, n, n) and the sizes (B,)."""
-    return _factorise(matrix, sizes)
-
-
-def _factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the charge solver is for float32 and float64, got {matrix.dtype}")
     num_structures, n = matrix.shape[0], matrix.shape[-1]
@@ -74,13 +70,10 @@ def _(matrix, sizes):
     return _kernels(matrix).empty_factor(matrix)
 
 
-@library.custom_op("fastlr::charge_solve", mutates_args=())
+@operator("fastlr::charge_solve")
 def charge_solve(factor: list[Tensor], rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """q (B, n) and mu (B,) from a ``Factor``, rhs (B, n) and total (B,)."""
-    return _solve(Factor(*factor), rhs, total)
-
-
-def _solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    factor = Factor(*factor)
     num_structures, dtype = factor.sizes.shape[0], factor.matrix.dtype
     rhs = _check("rhs", rhs, (num_structures, rhs.shape[-1]), dtype)
     total = _check("total", total, (num_structures,), dtype)
@@ -117,9 +110,7 @@ def factorise(matrix: Tensor, sizes: Tensor) -> Factor:
             what more there is to find comes out in ``solve``.
         ValueError: a shape, type or size is wrong.
     """
-    matrix = matrix.detach()
-    factor = charge_factorise if is_recorded(matrix) else _factorise
-    return Factor(*factor(matrix, sizes), sizes)
+    return Factor(*charge_factorise(matrix.detach(), sizes), sizes)
 
 
 def solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,6 +127,4 @@ def solve(factor: Factor, rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         IndefiniteError: on GPUs, the iteration met negative curvature or did not converge.
         ValueError: a shape or type is wrong.
     """
-    if is_recorded(rhs, total):
-        return charge_solve(list(factor), rhs, total)
-    return _solve(factor, rhs, total)
+    return charge_solve(list(factor), rhs, total)

@@ -12,9 +12,10 @@ the specification.
 from importlib import import_module
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
-from ..autograd import is_recorded, wanted
+from ..autograd import wanted
+from ..operators import operator
 from . import naive
 from .bins import Bins, segments
 from .naive import ORDERS, components, differentiated
@@ -56,13 +57,9 @@ def _check_bins(bins: list[Tensor], x: Tensor, dims: list[int]) -> Bins:
     return Bins(*(tensor.contiguous() for tensor in bins))
 
 
-@library.custom_op("fastlr::mesh_bins", mutates_args=())
+@operator("fastlr::mesh_bins")
 def mesh_bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``bins.Bins`` of atoms at mesh coordinates x (N, 3); has no derivative."""
-    return _bins(x, dims, p)
-
-
-def _bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(x, dims, p)
     return tuple(_kernels(x).sort(x.contiguous(), tuple(dims), p))
 
@@ -74,13 +71,9 @@ def _(x, dims, p):
     return integers, ptr, torch.empty_like(x, dtype=torch.int64), torch.empty_like(x)
 
 
-@library.custom_op("fastlr::mesh_gather", mutates_args=())
+@operator("fastlr::mesh_gather")
 def mesh_gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     """(N, components) from a mesh (n1, n2, n3), mesh coordinates x (N, 3) and their bins."""
-    return _gather(mesh, x, bins, order, p)
-
-
-def _gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     dims = list(mesh.shape)
     _check(x, dims, p, order, mesh=(mesh, tuple(dims)))
     if order > HIGHEST:
@@ -93,13 +86,9 @@ def _(mesh, x, bins, order, p):
     return x.new_empty(x.shape[0], len(components(order)))
 
 
-@library.custom_op("fastlr::mesh_spread", mutates_args=())
+@operator("fastlr::mesh_spread")
 def mesh_spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     """A mesh (n1, n2, n3) from c (N, components), mesh coordinates x (N, 3) and their bins."""
-    return _spread(c, x, bins, dims, order, p)
-
-
-def _spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     _check(x, dims, p, order, c=(c, (x.shape[0], len(components(max(order, 0))))))
     if order > HIGHEST:
         return naive.spread(c, x, tuple(dims), order, p)
@@ -157,22 +146,19 @@ mesh_spread.register_autograd(_of_spread, setup_context=_setup_spread)
 
 def bins_of(x: Tensor, dims: tuple[int, int, int], p: int) -> list[Tensor]:
     """The bins of atoms at x (N, 3), for ``gather`` and ``spread``; they hold as long as x does not change."""
-    x = x.detach()
-    return list((mesh_bins if is_recorded(x) else _bins)(x, list(dims), p))
+    return list(mesh_bins(x.detach(), list(dims), p))
 
 
 def gather(mesh: Tensor, x: Tensor, order: int, p: int, bins: list[Tensor] | None = None) -> Tensor:
     """Same result as ``naive.gather``, by the kernels of the tensors' device."""
-    function = mesh_gather if is_recorded(mesh, x) else _gather
-    return function(mesh, x, bins_of(x, mesh.shape, p) if bins is None else bins, order, p)
+    return mesh_gather(mesh, x, bins_of(x, mesh.shape, p) if bins is None else bins, order, p)
 
 
 def spread(
     c: Tensor, x: Tensor, dims: tuple[int, int, int], order: int, p: int, bins: list[Tensor] | None = None
 ) -> Tensor:
     """Same result as ``naive.spread``, by the kernels of the tensors' device."""
-    function = mesh_spread if is_recorded(c, x) else _spread
-    return function(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
+    return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
 
 
 MESH = naive.Mesh(gather, spread)

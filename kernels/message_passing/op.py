@@ -11,8 +11,9 @@ specification. Plans run the same kernels on buffers of their own (``cpu.forward
 from importlib import import_module
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
+from ..operators import operator
 from . import naive
 from .shape import EdgeData, LayerShape, LayerWeights
 
@@ -55,7 +56,7 @@ def _prepared(shape: LayerShape, tensors: list[Tensor]):
     return (h, x, own, edges, species), LayerWeights(*weights)
 
 
-@library.custom_op("fastlr::message_passing_forward", mutates_args=())
+@operator("fastlr::message_passing_forward")
 def message_passing_forward(tensors: list[Tensor], shape: str) -> tuple[Tensor, Tensor]:
     """y (N, gate.dim_in) and gate(y) (N, gate.dim_out)."""
     layer = LayerShape.from_key(shape)
@@ -70,7 +71,7 @@ def _(tensors, shape):
     return tensors[0].new_empty(n, gate.dim_in), tensors[0].new_empty(n, gate.dim_out)
 
 
-@library.custom_op("fastlr::message_passing_backward", mutates_args=())
+@operator("fastlr::message_passing_backward")
 def message_passing_backward(
     tensors: list[Tensor], y: Tensor, gradient: Tensor, shape: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

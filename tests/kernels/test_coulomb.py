@@ -190,11 +190,11 @@ def test_opcheck(rng):
     geometry = [t.requires_grad_(True) for t in (system.positions, system.squared_widths, system.cell)]
     u, q = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     probes = [torch.randn_like(t) for t in geometry]
-    library.opcheck(op.coulomb_pairs, (q, *geometry, beta, pairs))
-    library.opcheck(op.coulomb_pairs_gradient, (u, q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs.overload, (q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs_gradient.overload, (u, q, *geometry, beta, pairs))
     # the derivatives of the second derivatives are not offered
     with torch.no_grad():
-        library.opcheck(op.coulomb_pairs_change, (*probes, u, q, *geometry, beta, pairs))
+        library.opcheck(op.coulomb_pairs_change.overload, (*probes, u, q, *geometry, beta, pairs))
 
 
 def test_wrong_inputs(rng):
