@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import torch
 
-from . import cache, jit
+from . import cache, jit, threads
 from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -75,7 +75,7 @@ def _stamp() -> str:
 
 
 def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:
-    """Run ``kernel`` over all rows, shared out among PyTorch's number of threads.
+    """Run ``kernel`` over all rows, shared out among the threads there are (``threads.count``).
 
     Args:
         tensors: what the kernel works on.
@@ -88,14 +88,14 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
 def shares(rows: torch.Tensor | int, minimum_work: int = 256) -> np.ndarray:
     """Where the share of each thread begins, and where the last ends; arguments as of ``launch``."""
     num_rows = rows if isinstance(rows, int) else rows.shape[0] - 1
-    threads = min(torch.get_num_threads(), num_rows)
-    if threads > 1:
+    number = min(threads.count(), num_rows)
+    if number > 1:
         load = None if isinstance(rows, int) else rows.numpy() + np.arange(num_rows + 1)
         work = num_rows if load is None else int(load[-1])
-        threads = min(threads, max(1, work // minimum_work))
-    if threads <= 1:
+        number = min(number, max(1, work // minimum_work))
+    if number <= 1:
         return np.array([0, num_rows])
-    even = work * np.arange(threads + 1) // threads
+    even = work * np.arange(number + 1) // number
     bounds = even if load is None else np.searchsorted(load, even)
     return bounds.astype(np.int64)
 
@@ -119,12 +119,12 @@ class Call:
         self.arguments[number] = tensor.data_ptr()
 
     def __call__(self, bounds: np.ndarray) -> None:
-        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, on a thread of its own."""
+        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, one share after the other by each thread that has time."""
         if len(bounds) == 2:
             self.kernel(self.pointer, int(bounds[0]), int(bounds[1]))
         else:
             run_parallel(self.kernel, self.pointer, bounds)
 
-    def together(self, threads: int) -> None:
+    def together(self, members: int) -> None:
         """On several threads that wait for each other."""
-        run_together(self.kernel, self.pointer, threads)
+        run_together(self.kernel, self.pointer, members)

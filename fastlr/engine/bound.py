@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
+from fastlr.kernels import threads
 from fastlr.models.derivatives import dipole, polarisation
 
 from .charges import Charges
@@ -25,7 +26,7 @@ class Bound:
     def __init__(self, plan, graph: Graph, large: bool = False):
         self.plan, self.config, self.run = plan, plan.config, plan.run
         self.edge_index, self.cell, self.coulomb = graph.edge_index, graph.cell, graph.coulomb
-        self.threads = torch.get_num_threads()
+        self.threads = threads.count()
         self.edges, self.large = EdgeList.of(graph, large), large
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
@@ -57,7 +58,7 @@ class Bound:
     def serves(self, graph: Graph, large: bool = False) -> bool:
         """Whether the graph differs from the one this was made for in positions and charges alone."""
         same = graph.edge_index is self.edge_index and graph.cell is self.cell and graph.coulomb is self.coulomb
-        return same and torch.get_num_threads() == self.threads and large == self.large
+        return same and threads.count() == self.threads and large == self.large
 
     def stages(self) -> list[Stage]:
         """Forwards and back, as they follow one another."""

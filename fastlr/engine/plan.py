@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
+from fastlr.kernels.threads import count
 from fastlr.memory import MemoryModel
 
 from .bound import Bound
@@ -124,7 +125,7 @@ class Plan:
     def memory(self) -> MemoryModel:
         """Of the edge list and the buffers; copies of rows are at most as many as there are threads."""
         itemsize, harmonics = torch.finfo(self.dtype).bits // 8, (self.config.l_max + 1) ** 2
-        per_edge, per_node, threads = 220 + 2 * (harmonics + 1) * itemsize, 200, torch.get_num_threads()
+        per_edge, per_node, threads = 220 + 2 * (harmonics + 1) * itemsize, 200, count()
         for layer in (*self.charge_layers, *self.energy_layers):
             gate, width = layer.shape.gate, layer.first_layout.dim_in
             per_node += (gate.dim_in + 2 * gate.dim_out + (2 + threads) * width) * itemsize

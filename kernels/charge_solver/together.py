@@ -17,6 +17,7 @@ from ..ewald.system import System
 from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, machine_code
+from ..threads import count
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
@@ -82,7 +83,7 @@ class Together:
                 average = 2.0 * math.pi / float(torch.linalg.det(system.lattice()[0]).abs())
         # terms of a product; fewer than some 1e5 are not worth another thread, which all would wait for
         work = len(pairs.pairs.neighbour) + 4 * n * int(tables["extent"].sum()) * LINES * THIRDS
-        self.rows, self.threads = rows, max(1, min(torch.get_num_threads(), work // TERMS_OF_A_THREAD))
+        self.rows, self.threads = rows, max(1, min(count(), work // TERMS_OF_A_THREAD))
         self.numbers = torch.zeros(len(NUMBERS), dtype=torch.int64)
         self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
         self.numbers.copy_(torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, 0, MAX_ITERATIONS]))

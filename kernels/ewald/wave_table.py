@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..llvm import I64
 from ..native import Call, machine_code, shares, vector_bytes
+from ..threads import count
 from . import reciprocal
 from .system import System
 from .wave_parts import LINES, THIRDS, WaveParts, row_length
@@ -89,7 +90,7 @@ class WaveTable:
     def threads(self) -> int:
         """Worth their while."""
         work = self.num_atoms * self.num_lines * self.num_thirds
-        return max(1, min(torch.get_num_threads(), work // 10_000))
+        return max(1, min(count(), work // 10_000))
 
     def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> Tensor:
         """u' A q of charges (n,); its derivatives by positions are added to (n, 3), and by strain to (3, 3)."""

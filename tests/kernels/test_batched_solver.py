@@ -215,6 +215,7 @@ def test_matrices_that_ask_for_gradients_get_none(rng):
     assert matrix.grad is None
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_same_bits_on_any_number_of_threads_and_in_any_company(rng, monkeypatch):
     matrix, sizes, rhs, total = random_batch(rng.integers(1, 40, 700), rng)
     results, shares = [], []

@@ -158,6 +158,7 @@ def test_madelung_constants_of_point_charges(crystal):
     assert -energy * distance / (n / 2) == pytest.approx(constant, abs=1e-11)
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_same_bits_on_any_number_of_threads(rng):
     system = random_system(rng, [(60, CELL)], edge=9.0, accuracy=1e-6)
     u, q = (torch.randn(60, dtype=torch.float64) for _ in range(2))

@@ -168,6 +168,7 @@ def test_every_output_is_written(device, monkeypatch):
     assert not gradients[1][:, 1:].any()
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_same_bits_every_time():
     program, edges = PROBLEMS["nequip-l2-32"].program, random_graph(40, 700)
     leaves = inputs(program, 40, 700)

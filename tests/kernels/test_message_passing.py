@@ -146,7 +146,9 @@ def test_operators_are_well_formed():
     begin, end, source, harmonics, place, interval = edges
     leaves = [t.requires_grad_() for t in (h, x, own, harmonics, place)]
     tensors = [*leaves, begin, end, source, interval, species, *weights]
-    library.opcheck(op.message_passing_forward.overload, (tensors, shape.key), test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(
+        op.message_passing_forward.overload, (tensors, shape.key), test_utils=("test_schema", "test_faketensor")
+    )
     y, out = op.message_passing_forward(tensors, shape.key)
     arguments = [t.detach() for t in tensors], y.detach(), torch.randn_like(out).detach(), shape.key
     library.opcheck(op.message_passing_backward.overload, arguments, test_utils=("test_schema", "test_faketensor"))

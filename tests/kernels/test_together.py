@@ -72,6 +72,7 @@ def test_soft_and_hard_atoms(kind, hardness, rng):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("many_cores")
 def test_any_number_of_threads(kind, threads, rng):
     """More than there are vectors of atoms, too; the same bits every time."""
     system, chi, hardness = problem(rng, 40, kind)
