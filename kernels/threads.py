@@ -1,45 +1,47 @@
-"""A team of threads for kernels, which never wait for one that the system has put aside.
+"""Running a kernel on several threads without getting in the way of PyTorch's, or of other programs.
 
-A job is a kernel with some shares of its work. Threads, the caller among them, take one share after the other: where no
-other thread gets a core, the caller does all of them. Who waits for the next job, or for the last share of this one,
-looks for some microseconds and then sleeps. (PyTorch's own OpenMP threads look for milliseconds, and a loop over them
-ends only when the last of them has had its turn.)
+PyTorch on CPUs shares its loops among an OpenMP team whose threads look for more work for a while after each loop. A
+second set of threads would compete with them for the same cores, so kernels run on that very team where its runtime can
+be found, and on a thread pool where it cannot. After a fork the team's threads are gone: a forked process runs on one
+thread.
 
-The threads are Python's, but stay in machine code. A forked process makes threads of its own. On systems without POSIX
-threads, kernels run on one.
+A loop shared among threads ends when the last of them has had its turn. Where other programs keep the cores busy, that
+takes milliseconds, whatever there is to do. So the caller notes how long it waits for the others, and works alone for a
+while where that was long (``_Team.judge``).
 """
 
 import ctypes
 import os
 import platform
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
 
 from . import jit
 
+_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_nobody = _MEMBER(lambda _: None)
+_process, _local = os.getpid(), threading.local()
 BARRIER = "fastlr_barrier"  # a function without arguments
-LOOKS = 1500  # how often a thread looks before it sleeps, ten nanoseconds or more each
-PROMPT = 128  # of 256: how many of the last jobs others must have taken part in, for a team to work in step
-
-# Words of the team, those that several threads write to in cache lines of their own.
-_WORDS = {
-    "epoch": 0, "ticket": 8, "left": 16, "kernel": 24, "arguments": 25, "bounds": 26, "shares": 27, "members": 28,
-    "sleepers": 32, "caller_sleeps": 33, "barrier_sleepers": 34, "arrived": 40, "generation": 48, "helped": 56,
-    "prompt": 64, "mutex": 72, "job": 88, "done": 104, "step": 120,
-}  # fmt: skip
-_SIZE = 136
-# What a thread does between two looks, which leaves the core to others: declaration and call, by machine
-_PAUSE = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
-_YIELD = "declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"
-_RELAX = {"x86_64": _PAUSE, "amd64": _PAUSE, "aarch64": _YIELD, "arm64": _YIELD}
+LOOKS = 2000  # how often a thread looks at the barrier before it sleeps, ten nanoseconds or more each
+# Threads are late that begin this much, in nanoseconds, after they were called, or take that much longer for a job than
+# a core works for them; and those that sleep for a millisecond in front of more than so many barriers of a job
+LATE, LONG_SLEEP, SLEPT = 300_000, 1_000_000, 2
+# Seconds: if others are late twice within the first, the caller works alone for the second, and longer each time that
+# they are late again soon, up to the third
+WINDOW, ALONE, LONGEST = 0.2, 1.0, 30.0
 
 
 def count() -> int:
     """How many threads kernels use at most: PyTorch's number, but no more than there are cores for this process."""
-    return min(torch.get_num_threads(), _cores())
+    return min(getattr(_local, "count", None) or torch.get_num_threads(), _cores())
 
 
 @lru_cache(None)
@@ -49,31 +51,224 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextmanager
+def torch_on_one_thread():
+    """Have PyTorch's own loops, which are short beside kernels, share nothing; ``count`` stays what it was."""
+    before, known = torch.get_num_threads(), getattr(_local, "count", None)
+    _local.count = known or before
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _local.count = known
+
+
+@contextmanager
+def torch_on_all_threads():
+    """Inside ``torch_on_one_thread``, have PyTorch share a long loop, as kernels do."""
+    team, before = _team(), torch.get_num_threads()
+    alone = team is not None and team.is_alone
+    torch.set_num_threads(1 if alone else getattr(_local, "count", None) or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# What each member of a team does: the shares number k, k + size of the team, ... (a team may be smaller than asked); or
+# its part of a kernel that knows of the team. The first member tells when it is done.
+_TRAMPOLINE = """
+@fastlr_team = global [48 x i64] zeroinitializer, align 64
+declare i32 @clock_gettime(i32, ptr)
+declare i32 @pthread_mutex_init(ptr, ptr)
+declare i32 @pthread_mutex_lock(ptr)
+declare i32 @pthread_mutex_unlock(ptr)
+declare i32 @pthread_cond_init(ptr, ptr)
+declare i32 @pthread_cond_wait(ptr, ptr)
+declare i32 @pthread_cond_broadcast(ptr)
+
+define void @fastlr_begin() {
+  call i32 @pthread_mutex_init(ptr $mutex, ptr null)
+  call i32 @pthread_cond_init(ptr $condition, ptr null)
+  ret void
+}
+
+define void @fastlr_barrier() {
+entry:
+  %generation = load atomic i64, ptr $generation seq_cst, align 8
+  %members = load i64, ptr $members
+  %before = atomicrmw add ptr $arrived, i64 1 seq_cst
+  %arrived = add i64 %before, 1
+  %all = icmp eq i64 %arrived, %members
+  br i1 %all, label %open, label %look
+open:
+  store atomic i64 0, ptr $arrived seq_cst, align 8
+  %next = add i64 %generation, 1
+  store atomic i64 %next, ptr $generation seq_cst, align 8
+  %asleep = load atomic i64, ptr $sleepers seq_cst, align 8
+  %any = icmp ne i64 %asleep, 0
+  br i1 %any, label %wake, label %out
+wake:
+  call i32 @pthread_mutex_lock(ptr $mutex)
+  call i32 @pthread_cond_broadcast(ptr $condition)
+  call i32 @pthread_mutex_unlock(ptr $mutex)
+  br label %out
+look:
+  %looks = phi i64 [ 0, %entry ], [ %more, %again ]
+  %seen = load atomic i64, ptr $generation seq_cst, align 8
+  %is_open = icmp ne i64 %seen, %generation
+  br i1 %is_open, label %out, label %again
+again:
+  $pause
+  %more = add i64 %looks, 1
+  %tired = icmp sge i64 %more, $looks
+  br i1 %tired, label %lie, label %look
+lie:  ; whoever goes to sleep counts itself first and looks once more; whoever opens looks for sleepers afterwards
+  %since = call i64 @now(i32 $clock)
+  call i32 @pthread_mutex_lock(ptr $mutex)
+  atomicrmw add ptr $sleepers, i64 1 seq_cst
+  br label %check
+check:
+  %now = load atomic i64, ptr $generation seq_cst, align 8
+  %up = icmp ne i64 %now, %generation
+  br i1 %up, label %rise, label %sleep
+sleep:
+  call i32 @pthread_cond_wait(ptr $condition, ptr $mutex)
+  br label %check
+rise:
+  atomicrmw sub ptr $sleepers, i64 1 seq_cst
+  call i32 @pthread_mutex_unlock(ptr $mutex)
+  %until = call i64 @now(i32 $clock)
+  %while = sub i64 %until, %since
+  %long = icmp sgt i64 %while, $long_sleep
+  %one = zext i1 %long to i64
+  atomicrmw add ptr $slept, i64 %one seq_cst
+  br label %out
+out:
+  ret void
+}
+
+define internal i64 @now(i32 %clock) {
+  %time = alloca [2 x i64]
+  call i32 @clock_gettime(i32 %clock, ptr %time)
+  %seconds = load i64, ptr %time
+  %p = getelementptr i64, ptr %time, i64 1
+  %rest = load i64, ptr %p
+  %whole = mul i64 %seconds, 1000000000
+  %sum = add i64 %whole, %rest
+  ret i64 %sum
+}
+
+; how late a member was when it began, and became while its core did other things
+define internal void @note(i64 %called, i64 %worked) {
+  %end = call i64 @now(i32 $clock)
+  %own = call i64 @now(i32 $own_clock)
+  %whole = sub i64 %end, %called
+  %used = sub i64 %own, %worked
+  %late = sub i64 %whole, %used
+  atomicrmw max ptr $late, i64 %late seq_cst
+  ret void
+}
+
+define void @fastlr_together(ptr %data) {
+  %kernel = load ptr, ptr %data
+  %p1 = getelementptr i64, ptr %data, i64 1
+  %arguments = load ptr, ptr %p1
+  %p3 = getelementptr i64, ptr %data, i64 3
+  %number_of = load ptr, ptr %p3
+  %number = call i32 %number_of()
+  %k = sext i32 %number to i64
+  %p5 = getelementptr i64, ptr %data, i64 5
+  %size_of = load ptr, ptr %p5
+  %size = call i32 %size_of()
+  %team = sext i32 %size to i64
+  store atomic i64 %team, ptr $members seq_cst, align 8
+  call void %kernel(ptr %arguments, i64 %k, i64 %team)
+  ret void
+}
+
+define void @fastlr_member(ptr %data) {
+entry:
+  %kernel = load ptr, ptr %data
+  %p1 = getelementptr i64, ptr %data, i64 1
+  %arguments = load ptr, ptr %p1
+  %p2 = getelementptr i64, ptr %data, i64 2
+  %bounds = load ptr, ptr %p2
+  %p3 = getelementptr i64, ptr %data, i64 3
+  %number_of = load ptr, ptr %p3
+  %number = call i32 %number_of()
+  %k = sext i32 %number to i64
+  %p4 = getelementptr i64, ptr %data, i64 4
+  %shares = load i64, ptr %p4
+  %p5 = getelementptr i64, ptr %data, i64 5
+  %size_of = load ptr, ptr %p5
+  %size = call i32 %size_of()
+  %team = sext i32 %size to i64
+  %p6 = getelementptr i64, ptr %data, i64 6
+  %called = load i64, ptr %p6
+  %worked = call i64 @now(i32 $own_clock)
+  br label %head
+head:
+  %share = phi i64 [ %k, %entry ], [ %next, %body ]
+  %more = icmp slt i64 %share, %shares
+  br i1 %more, label %body, label %done
+body:
+  %b = getelementptr i64, ptr %bounds, i64 %share
+  %begin = load i64, ptr %b
+  %following = add i64 %share, 1
+  %e = getelementptr i64, ptr %bounds, i64 %following
+  %end = load i64, ptr %e
+  call void %kernel(ptr %arguments, i64 %begin, i64 %end)
+  %next = add i64 %share, %team
+  br label %head
+done:
+  call void @note(i64 %called, i64 %worked)
+  ret void
+}
+"""
+# Words of the team, those that several threads write to in cache lines of their own
+_WORDS = {"arrived": 0, "generation": 8, "members": 16, "sleepers": 17, "slept": 18, "late": 19, "mutex": 24}
+_WORDS["condition"] = 36
+# What a thread does between two looks, which leaves the core to others: declaration and call, by machine
+_PAUSE = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
+_YIELD = "declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"
+_RELAX = {"x86_64": _PAUSE, "amd64": _PAUSE, "aarch64": _YIELD, "arm64": _YIELD}
+
+
+def _assembly() -> str:
+    place = "getelementptr inbounds ([48 x i64], ptr @fastlr_team, i64 0, i64 {})"
+    declaration, pause = _RELAX.get(platform.machine().lower(), ("", ""))
+    values = {name: place.format(k) for name, k in _WORDS.items()}
+    values |= {"looks": LOOKS, "pause": pause, "long_sleep": LONG_SLEEP}
+    values |= {"clock": getattr(time, "CLOCK_MONOTONIC", 1), "own_clock": getattr(time, "CLOCK_THREAD_CPUTIME_ID", 3)}
+    return Template(_TRAMPOLINE).substitute(values) + declaration
+
+
 def run_parallel(kernel, pointer: int, bounds: np.ndarray) -> None:
-    """kernel(pointer, bounds[k], bounds[k + 1]) for every k, by as many threads as have time."""
-    shares, team = len(bounds) - 1, _team()
-    if team is None or not team.lock.acquire(blocking=False):  # another thread of the program uses it
+    """kernel(pointer, bounds[k], bounds[k + 1]) for every k, each on a thread of its own, or all on the caller's."""
+    shares = len(bounds) - 1
+    if os.getpid() != _process:
         kernel(pointer, int(bounds[0]), int(bounds[-1]))
         return
-    try:
-        team.employ(min(shares, count()) - 1)
-        team.run(_address(kernel), pointer, bounds.ctypes.data, shares, 0)
-    finally:
-        team.lock.release()
+    team = _team()
+    if team is None:
+        _run_in_pool(kernel, pointer, bounds.tolist())
+    elif team.is_alone:
+        kernel(pointer, int(bounds[0]), int(bounds[-1]))
+    else:
+        team.run(team.sharing, kernel, pointer, bounds.ctypes.data, shares, shares)
 
 
 def run_together(kernel, pointer: int, threads: int) -> None:
-    """kernel(pointer, k, n) on n threads at once, k = 0 ... n - 1, which may wait for each other (``BARRIER``).
-
-    n is ``threads``, or one where others have not had time of late: in step, all are as slow as the slowest.
-    """
-    team = _team() if threads > 1 else None
-    if team is None or team.words[_WORDS["prompt"]] < PROMPT or not team.lock.acquire(blocking=False):
+    """kernel(pointer, k, n) on n <= ``threads`` threads at once, k = 0 ... n - 1, which may wait for each other
+    (``BARRIER``)."""
+    team = _team() if threads > 1 and os.getpid() == _process else None
+    if team is None or team.is_alone or not team.lock.acquire(blocking=False):  # there is one barrier
         kernel(pointer, 0, 1)
         return
     try:
-        team.employ(threads - 1)
-        team.run(_address(kernel), pointer, 0, threads, threads)
+        team.run(team.together, kernel, pointer, 0, threads, threads)
     finally:
         team.lock.release()
 
@@ -85,242 +280,107 @@ def barrier_address() -> int:
     return _address(_nobody) if team is None else team.barrier
 
 
-_nobody = ctypes.CFUNCTYPE(None)(lambda: None)
-
-
 def _address(function) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value
 
 
 class _Team:
-    """The threads of this process and what they share.
+    """The OpenMP runtime that PyTorch has loaded.
+
+    Args:
+        library: the runtime.
 
     Attributes:
-        run: (kernel, arguments, bounds, shares, members): do a job; ``members`` is zero, or the number of those that
-            work in step.
+        sharing, together: addresses of what members do.
         barrier: address of ``BARRIER``.
-        words: state, see ``_WORDS``.
-        lock: held while there is a job.
+        lock: held while threads wait for each other.
+
+    Raises:
+        AttributeError: the runtime cannot start a team this way.
     """
 
-    def __init__(self):
-        names = ["fastlr_team_begin", "fastlr_team_run", "fastlr_team_work", BARRIER, "fastlr_team"]
-        begin, run, work, self.barrier, state = jit.addresses(jit.object_code(_assembly()), names)
-        word = ctypes.c_int64
+    def __init__(self, library: ctypes.CDLL):
+        self._start = library.GOMP_parallel
+        self._start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._start.restype = None
+        self._number_of, self._size_of = map(_address, (library.omp_get_thread_num, library.omp_get_num_threads))
+        names = "fastlr_begin", "fastlr_member", "fastlr_together", BARRIER, "fastlr_team"
+        begin, self.sharing, self.together, self.barrier, words = jit.addresses(jit.object_code(_assembly()), names)
         ctypes.CFUNCTYPE(None)(begin)()
-        self.run = ctypes.CFUNCTYPE(None, *[word] * 5)(run)
-        self._work = ctypes.CFUNCTYPE(None, word)(work)
-        self.words = np.ctypeslib.as_array((word * _SIZE).from_address(state))
-        self.words[_WORDS["prompt"]] = 256
-        self.lock, self.size = threading.Lock(), 0
+        self._slept, self._late = (ctypes.c_int64.from_address(words + 8 * _WORDS[name]) for name in ("slept", "late"))
+        self.lock, self.alone_until = threading.Lock(), 0.0
+        self._late_at, self._alone = -WINDOW, ALONE
 
-    def employ(self, others: int) -> None:
-        """Have at least so many threads besides the caller's."""
-        while self.size < others:
-            self.size += 1
-            threading.Thread(target=self._work, args=(self.size,), daemon=True, name=f"fastlr-{self.size}").start()
+    @property
+    def is_alone(self) -> bool:
+        """Whether the caller had better work alone."""
+        return time.monotonic() < self.alone_until
+
+    def run(self, member: int, kernel, pointer: int, bounds: int, shares: int, threads: int) -> None:
+        """Start a team on a job, and note how its members did."""
+        self._slept.value = self._late.value = 0
+        called = time.monotonic_ns()
+        data = np.array(
+            [_address(kernel), pointer, bounds, self._number_of, shares, self._size_of, called], dtype=np.int64
+        )
+        self._start(member, data.ctypes.data, threads, 0)
+        if self._late.value > LATE or self._slept.value > SLEPT:
+            self.judge(time.monotonic())
+
+    def judge(self, now: float) -> None:
+        """Others were late: decide whether the caller works alone for a while."""
+        if now - self._late_at < WINDOW:
+            again = now - self.alone_until < 4.0 * self._alone
+            self._alone = min(2.0 * self._alone, LONGEST) if again else ALONE
+            self.alone_until = now + self._alone
+        self._late_at = now
 
 
 @lru_cache(None)
 def _team() -> _Team | None:
-    if os.name != "posix":
+    path = _loaded_runtime()
+    if path is None:
         return None
-    return _Team()
+    try:
+        return _Team(ctypes.CDLL(path))
+    except AttributeError:
+        return None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.cache_clear)
+def _loaded_runtime() -> str | None:
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            paths = {line.split()[-1] for line in file if "/" in line}
+    except OSError:  # not Linux
+        return _runtime_beside_torch()
+    names = [path for path in sorted(paths) if _is_runtime(path)]
+    # two runtimes in one process: PyTorch's own is the one beside it
+    return next((path for path in names if "torch" in path), names[0] if names else None)
 
 
-def _assembly() -> str:
-    """The team in LLVM assembly.
+def _is_runtime(path: str) -> bool:
+    return os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp"))
 
-    A ticket holds the number of the job and the next share of it, so that a thread that comes late takes no share of
-    another job. Whoever goes to sleep counts itself among the sleepers first and looks once more; whoever changes
-    what is waited for looks for sleepers afterwards: one of them sees the other.
-    """
-    declaration, pause = _RELAX.get(platform.machine().lower(), ("", ""))
-    word = {
-        name: f"getelementptr inbounds ([{_SIZE} x i64], ptr @fastlr_team, i64 0, i64 {k})"
-        for name, k in _WORDS.items()
-    }
 
-    def load(name: str, where: str, order: str = "seq_cst") -> str:
-        return f"%{name} = load atomic i64, ptr {word[where]} {order}, align 8"
+def _runtime_beside_torch() -> str | None:
+    """The one that PyTorch brings along, if it is loaded: another would be a team of its own."""
+    for path in sorted((Path(torch.__file__).parent / "lib").iterdir()):
+        if _is_runtime(path.name):
+            with suppress(OSError):
+                ctypes.CDLL(str(path), mode=getattr(os, "RTLD_NOLOAD", 0) | ctypes.DEFAULT_MODE)
+                return str(path)
+    return None
 
-    def store(value: str, where: str) -> str:
-        return f"store atomic i64 {value}, ptr {word[where]} seq_cst, align 8"
 
-    def wake(label: str, sleepers: str, condition: str, then: str) -> str:
-        """If there are sleepers, wake them."""
-        return f"""
-  {load(f"{label}_s", sleepers)}
-  %{label}_any = icmp ne i64 %{label}_s, 0
-  br i1 %{label}_any, label %{label}_wake, label %{then}
-{label}_wake:
-  call i32 @pthread_mutex_lock(ptr {word["mutex"]})
-  call i32 @pthread_cond_broadcast(ptr {word[condition]})
-  call i32 @pthread_mutex_unlock(ptr {word["mutex"]})
-  br label %{then}
-"""
+@lru_cache(None)
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="fastlr")
 
-    def wait(label: str, where: str, until: str, sleepers: str, condition: str, then: str) -> str:
-        """Look, then sleep, until a word has another value than it has; ``until`` compares %value."""
-        return f"""
-  br label %{label}_look
-{label}_look:
-  %{label}_n = phi i64 [ 0, %{label} ], [ %{label}_more, %{label}_relax ]
-  {load(f"{label}_v", where)}
-  %{label}_ok = {until.replace("%value", f"%{label}_v")}
-  br i1 %{label}_ok, label %{then}, label %{label}_relax
-{label}_relax:
-  {pause}
-  %{label}_more = add i64 %{label}_n, 1
-  %{label}_tired = icmp sge i64 %{label}_more, {LOOKS}
-  br i1 %{label}_tired, label %{label}_lie, label %{label}_look
-{label}_lie:
-  call i32 @pthread_mutex_lock(ptr {word["mutex"]})
-  atomicrmw add ptr {word[sleepers]}, i64 1 seq_cst
-  br label %{label}_again
-{label}_again:
-  {load(f"{label}_w", where)}
-  %{label}_up = {until.replace("%value", f"%{label}_w")}
-  br i1 %{label}_up, label %{label}_rise, label %{label}_sleep
-{label}_sleep:
-  call i32 @pthread_cond_wait(ptr {word[condition]}, ptr {word["mutex"]})
-  br label %{label}_again
-{label}_rise:
-  atomicrmw sub ptr {word[sleepers]}, i64 1 seq_cst
-  call i32 @pthread_mutex_unlock(ptr {word["mutex"]})
-  br label %{then}
-"""
 
-    return f"""
-@fastlr_team = global [{_SIZE} x i64] zeroinitializer, align 128
-{declaration}
-declare i32 @pthread_mutex_init(ptr, ptr)
-declare i32 @pthread_mutex_lock(ptr)
-declare i32 @pthread_mutex_unlock(ptr)
-declare i32 @pthread_cond_init(ptr, ptr)
-declare i32 @pthread_cond_wait(ptr, ptr)
-declare i32 @pthread_cond_broadcast(ptr)
-
-define void @fastlr_team_begin() {{
-  call i32 @pthread_mutex_init(ptr {word["mutex"]}, ptr null)
-  call i32 @pthread_cond_init(ptr {word["job"]}, ptr null)
-  call i32 @pthread_cond_init(ptr {word["done"]}, ptr null)
-  call i32 @pthread_cond_init(ptr {word["step"]}, ptr null)
-  ret void
-}}
-
-define void @fastlr_team_run(i64 %kernel, i64 %arguments, i64 %bounds, i64 %shares, i64 %members) {{
-entry:
-  store i64 %kernel, ptr {word["kernel"]}
-  store i64 %arguments, ptr {word["arguments"]}
-  store i64 %bounds, ptr {word["bounds"]}
-  store i64 %shares, ptr {word["shares"]}
-  store i64 %members, ptr {word["members"]}
-  store i64 0, ptr {word["helped"]}
-  {store("%shares", "left")}
-  {load("last", "epoch")}
-  %epoch = add i64 %last, 1
-  %ticket = shl i64 %epoch, 32
-  {store("%ticket", "ticket")}
-  {store("%epoch", "epoch")}
-  {wake("call", "sleepers", "job", "begin")}
-begin:
-  call void @take(i64 %epoch, i64 0)
-  br label %end
-end:
-  {wait("end", "left", "icmp eq i64 %value, 0", "caller_sleeps", "done", "finish")}
-finish:
-  {load("helped", "helped")}
-  %alone = icmp eq i64 %helped, 0
-  %gain = select i1 %alone, i64 0, i64 32
-  %known = load i64, ptr {word["prompt"]}
-  %faded = lshr i64 %known, 3
-  %rest = sub i64 %known, %faded
-  %prompt = add i64 %rest, %gain
-  store i64 %prompt, ptr {word["prompt"]}
-  ret void
-}}
-
-define internal void @take(i64 %epoch, i64 %other) {{
-entry:
-  br label %head
-head:
-  {load("ticket", "ticket")}
-  %owner = lshr i64 %ticket, 32
-  %same = icmp eq i64 %owner, %epoch
-  br i1 %same, label %mine, label %out
-mine:
-  %share = and i64 %ticket, 4294967295
-  {load("shares", "shares")}
-  %some = icmp slt i64 %share, %shares
-  br i1 %some, label %claim, label %out
-claim:
-  %following = add i64 %ticket, 1
-  %pair = cmpxchg ptr {word["ticket"]}, i64 %ticket, i64 %following seq_cst seq_cst
-  %won = extractvalue {{ i64, i1 }} %pair, 1
-  br i1 %won, label %work, label %head
-work:
-  %code = load i64, ptr {word["kernel"]}
-  %kernel = inttoptr i64 %code to ptr
-  %arguments = load i64, ptr {word["arguments"]}
-  %members = load i64, ptr {word["members"]}
-  %in_step = icmp ne i64 %members, 0
-  br i1 %in_step, label %member, label %range
-member:
-  call void %kernel(i64 %arguments, i64 %share, i64 %members)
-  br label %done
-range:
-  %table = load i64, ptr {word["bounds"]}
-  %bounds = inttoptr i64 %table to ptr
-  %from = getelementptr i64, ptr %bounds, i64 %share
-  %first = load i64, ptr %from
-  %to = getelementptr i64, ptr %from, i64 1
-  %last = load i64, ptr %to
-  call void %kernel(i64 %arguments, i64 %first, i64 %last)
-  br label %done
-done:
-  atomicrmw add ptr {word["helped"]}, i64 %other seq_cst
-  %before = atomicrmw sub ptr {word["left"]}, i64 1 seq_cst
-  %final = icmp eq i64 %before, 1
-  br i1 %final, label %tell, label %head
-tell:
-  {wake("tell", "caller_sleeps", "done", "out")}
-out:
-  ret void
-}}
-
-define void @fastlr_team_work(i64 %number) {{
-entry:
-  br label %rest
-rest:
-  %seen = phi i64 [ 0, %entry ], [ %epoch, %begin ]
-  {wait("rest", "epoch", "icmp ne i64 %value, %seen", "sleepers", "job", "begin")}
-begin:
-  {load("epoch", "epoch")}
-  call void @take(i64 %epoch, i64 1)
-  br label %rest
-}}
-
-define void @{BARRIER}() {{
-entry:
-  {load("generation", "generation")}
-  %members = load i64, ptr {word["members"]}
-  %before = atomicrmw add ptr {word["arrived"]}, i64 1 seq_cst
-  %arrived = add i64 %before, 1
-  %all = icmp eq i64 %arrived, %members
-  br i1 %all, label %open, label %stay
-open:
-  {store("0", "arrived")}
-  %next = add i64 %generation, 1
-  {store("%next", "generation")}
-  {wake("open", "barrier_sleepers", "step", "out")}
-stay:
-  {wait("stay", "generation", "icmp ne i64 %value, %generation", "barrier_sleepers", "step", "out")}
-out:
-  ret void
-}}
-"""
+def _run_in_pool(kernel, pointer: int, bounds: list[int]) -> None:
+    others = [
+        _pool(len(bounds) - 2).submit(kernel, pointer, bounds[k], bounds[k + 1]) for k in range(1, len(bounds) - 1)
+    ]
+    kernel(pointer, bounds[0], bounds[1])
+    for other in others:
+        other.result()

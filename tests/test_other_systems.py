@@ -4,6 +4,7 @@ import builtins
 import ctypes
 import ctypes.util
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,9 +62,23 @@ def test_memory_on_macos():
     assert memory.available_bytes(CPU) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def test_no_posix_threads(monkeypatch):
-    """As on Windows: kernels run on one thread."""
-    monkeypatch.setattr(os, "name", "nt")
+@linux_only
+def test_openmp_beside_torch(monkeypatch, tmp_path, request):
+    """Found without /proc, the same that PyTorch has loaded; one that is not loaded is left alone."""
+    by_maps = threads._loaded_runtime()
+    request.getfixturevalue("without_proc")
+    if threads._is_runtime(os.path.basename(by_maps)) and Path(by_maps).parent.name == "lib":
+        assert os.path.samefile(threads._loaded_runtime(), by_maps)
+    (tmp_path / "lib").mkdir()
+    shutil.copy(by_maps, tmp_path / "lib" / "libomp.dylib")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    assert threads._loaded_runtime() is None
+
+
+def test_runtime_without_a_way_to_start_a_team(monkeypatch):
+    """As libiomp5md.dll: kernels run on a pool of threads."""
+    library = ctypes.util.find_library("m") if sys.platform == "linux" else None
+    monkeypatch.setattr(threads, "_loaded_runtime", lambda: library)
     assert threads._team.__wrapped__() is None
     monkeypatch.setattr(threads, "_team", lambda: None)
     shares = []
@@ -71,8 +86,10 @@ def test_no_posix_threads(monkeypatch):
         lambda pointer, begin, end: shares.append((begin, end))
     )
     threads.run_parallel(kernel, 0, np.array([0, 3, 5, 9]))
+    assert sorted(shares) == [(0, 3), (3, 5), (5, 9)]
+    shares.clear()
     threads.run_together(kernel, 0, 4)
-    assert shares == [(0, 9), (0, 1)]
+    assert shares == [(0, 1)]
 
 
 def test_user_without_a_home(monkeypatch):

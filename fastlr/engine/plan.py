@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
-from fastlr.kernels.threads import count
+from fastlr.kernels.threads import count, torch_on_one_thread
 from fastlr.memory import MemoryModel
 
 from .bound import Bound
@@ -139,7 +139,7 @@ class Plan:
     def _bound_to(self, graph: Graph, large: bool = False) -> Iterator[Bound]:
         """The plan for the edge list of a graph, for one evaluation at a time: buffers serve no more."""
         evaluation = nullcontext() if self.recorder is None else self.recorder.evaluation()
-        with torch.no_grad(), self._lock, evaluation:
+        with torch.no_grad(), self._lock, torch_on_one_thread(), evaluation:
             if self._bound is None or not self._bound.serves(graph, large):
                 self._bound = Bound(self, graph, large)
             yield self._bound

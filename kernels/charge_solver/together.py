@@ -23,7 +23,7 @@ from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
 from .together_cpu import CONVERGED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
-TERMS_OF_A_THREAD = 100_000
+TERMS_OF_A_THREAD = 2_000_000
 
 
 class Together:
