@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .constants import COULOMB_CONSTANT
 from .errors import CheckpointError, ConfigError
 from .kernels.files import replacing
 from .kernels.gate.layout import SILU_SCALE, TANH_SCALE
@@ -34,6 +35,8 @@ CONVENTIONS = {
     "linear_maps": "element",  # divided by the square root of the number of inputs
     "irreps": "by degree, odd first",  # the order of the outputs of a convolution
     "paths": "by input, edge, output",  # the order of the weights of a convolution
+    "coulomb_constant": COULOMB_CONSTANT,  # eV Å / e^2
+    "gaussian_widths": "covalent radii, Cordero 2008",  # where the configuration states none
     "silu_scale": SILU_SCALE,
     "tanh_scale": TANH_SCALE,
 }

@@ -106,7 +106,7 @@ class Irreps(tuple):
         """Neighbours of the same irrep as one entry, without empty ones."""
         entries = []
         for mul, ir in self:
-            if mul and entries and entries[-1][1] == ir:
+            if entries and entries[-1][1] == ir:
                 entries[-1] = entries[-1][0] + mul, ir
             elif mul:
                 entries.append((mul, ir))

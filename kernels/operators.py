@@ -1,10 +1,9 @@
 """PyTorch operators made of Python functions.
 
-They are what ``torch.library.custom_op`` makes, but for its first call: that imports PyTorch's compiler, which takes a
-second. Here it is left alone until something else has imported it.
+They are what ``torch.library.custom_op`` makes, but for its first call, which imports PyTorch's compiler; that takes a
+second.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -23,11 +22,11 @@ class Operator:
     """
 
     def __init__(self, name: str, function: Callable):
-        self.name, self._function, self._untraced, self._derivative, self._setup = name, function, None, None, None
+        self.name, self._derivative, self._setup = name, None, None
         library.define(name, library.infer_schema(function, mutates_args=()), tags=[torch.Tag.pt2_compliant_tag])
         namespace, short = name.split("::")
         self.overload = getattr(getattr(torch.ops, namespace), short).default
-        library.impl(name, "default", self._run)
+        library.impl(name, "default", function)
         library.register_autograd(name, self._differentiate, setup_context=self._prepare)
 
     def __call__(self, *arguments):
@@ -41,13 +40,6 @@ class Operator:
     def register_autograd(self, derivative: Callable, setup_context: Callable) -> None:
         """Make the operator differentiable; see ``torch.library.register_autograd``."""
         self._derivative, self._setup = derivative, setup_context
-
-    def _run(self, *arguments):
-        if "torch._dynamo" not in sys.modules:
-            return self._function(*arguments)
-        if self._untraced is None:  # or code around the operator that is being compiled would drag the kernel in
-            self._untraced = torch.compiler.disable(self._function)
-        return self._untraced(*arguments)
 
     def _prepare(self, ctx, inputs, output) -> None:
         if self._setup is not None:
