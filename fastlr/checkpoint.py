@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import CheckpointError, ConfigError
+from .foreign import advice
 from .kernels.files import replacing
 from .models.config import ModelConfig, parse_config
 
@@ -113,6 +114,8 @@ def _open(path):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if advised := advice(path):
+            raise CheckpointError(f"{path}: not a model file of fastlr: {advised}") from None
         hint = ""
         with path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):

@@ -11,7 +11,7 @@ from fastlr.models import NequIPConfig, build_model, parse_config
 from fastlr.models.nequip import NequIP, hidden_irreps, scalar_irreps
 from fastlr.potential import Potential
 
-from .nequip_source import check_module, evaluation_of, find_model
+from .nequip_source import check_module, evaluation_of, find_model, float_type_of
 from .nequip_weights import copy_weights, layers_of, nonlinearity_of
 from .proof import TOLERANCE, require_agreement
 
@@ -45,7 +45,7 @@ def from_nequip(module: nn.Module, **options) -> Potential:
     top, energy_model = find_model(check_module(module))
     model = _read(energy_model)
     source = evaluation_of(top, model.config.species, model.config.r_max)
-    require_agreement(source, model, "nequip", TOLERANCE[model.config.torch_dtype])
+    require_agreement(source, model, "nequip", TOLERANCE[float_type_of(top)])
     return Potential(model, {"source": "nequip"}, **options)
 
 

@@ -11,10 +11,10 @@ from ase.calculators.calculator import Calculator
 from torch import nn
 
 from fastlr.errors import ConfigError
+from fastlr.foreign import NEQUIP_LOADER
 
 from .proof import Evaluation
 
-LOAD = "nequip.model.saved_models.load_saved_model"
 # containers whose own computation is that of what they contain
 _CONTAINERS = ("ModuleDict", "ModuleList", "OptimizedModule", "DataParallel", "DistributedDataParallel")
 
@@ -25,23 +25,20 @@ def check_module(given) -> nn.Module:
     Raises:
         ConfigError: it is a path, a calculator, compiled, or something else; the message says what to do.
     """
+    if isinstance(given, nn.Module) and not isinstance(given, torch.jit.ScriptModule):
+        return given
     if isinstance(given, str | PathLike):
-        raise ConfigError(
-            f"from_nequip takes a module, not a file name ('{given}'); load the package (.nequip.zip) or checkpoint "
-            f"(.ckpt) with {LOAD}(path), and pass what that returns"
-        )
-    if isinstance(given, Calculator):
-        raise ConfigError(
-            f"from_nequip takes a module, not an ASE calculator ({type(given).__name__}); load the package "
-            f"(.nequip.zip) or checkpoint (.ckpt) that it was made from with {LOAD}(path), and pass what that returns"
-        )
-    if isinstance(given, torch.jit.ScriptModule) or not isinstance(given, nn.Module):
-        kind = "a TorchScript module" if isinstance(given, torch.jit.ScriptModule) else f"a {type(given).__name__}"
-        raise ConfigError(
-            f"from_nequip takes a NequIP module that is not compiled, not {kind}; load the package (.nequip.zip) or "
-            f"checkpoint (.ckpt) that it was made from with {LOAD}(path), and pass what that returns"
-        )
-    return given
+        kind = f"a file name ('{given}')"
+    elif isinstance(given, Calculator):
+        kind = f"an ASE calculator ({type(given).__name__})"
+    elif isinstance(given, torch.jit.ScriptModule):
+        kind = "a TorchScript module"
+    else:
+        kind = f"something of type {type(given).__name__}"
+    raise ConfigError(
+        f"from_nequip takes a module that is not compiled, not {kind}; for a model of nequip, load its package "
+        f"(.nequip.zip) or checkpoint (.ckpt) with {NEQUIP_LOADER}(path), and pass what that returns"
+    )
 
 
 def find_model(module: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -55,9 +52,10 @@ def find_model(module: nn.Module) -> tuple[nn.Module, nn.Module]:
         raise ConfigError("this module holds no NequIP energy model (no 'type_embed' and 'layer0_convnet' in it)")
     tops = [_top(module, name) for name in energy_models]
     if len(tops) > 1:
+        names = tops if len(set(tops)) == len(tops) else energy_models
         raise ConfigError(
-            f"this module holds {len(tops)} NequIP models: {', '.join(top or '(itself)' for top in tops)}; pass one of "
-            f"them, as in from_nequip(module.get_submodule('{tops[0] or energy_models[0]}'))"
+            f"this module holds {len(names)} NequIP models: {', '.join(names)}; pass one of them, as in "
+            f"from_nequip(module.get_submodule('{names[0]}'))"
         )
     top = tops[0]
     for name in _ancestors(top):
@@ -83,7 +81,8 @@ def _ancestors(name: str) -> list[str]:
 def _top(module: nn.Module, name: str) -> str:
     """The outermost of the nequip modules around a module."""
     for around in _ancestors(name):
-        if getattr(module.get_submodule(around), "_is_graph_module_mixin", False):
+        # asked of the class: compiled modules pass questions on to what they contain
+        if getattr(type(module.get_submodule(around)), "_is_graph_module_mixin", False):
             return around
     return name
 
@@ -142,6 +141,13 @@ def _with_derivatives(model: nn.Module) -> nn.Module:
         part.do_derivatives = True
     gives_forces = outputs or any(type(part).__name__ == "PartialForceOutput" for part in model.modules())
     return model if gives_forces else ForceStressOutput(model)
+
+
+def float_type_of(top: nn.Module) -> torch.dtype:
+    """What a model's weights and constants have been rounded to; it may have been cast to another type since."""
+    known = {value for part in top.modules() for value in vars(part).values() if isinstance(value, torch.dtype)}
+    known |= {parameter.dtype for parameter in top.parameters()}
+    return torch.float32 if torch.float32 in known else torch.float64
 
 
 def _in_float64(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 What an importer does not know of a model it cannot refuse by name. Therefore the source is evaluated beside the copy on
 structures that ask for everything a model depends on: each species alone, pairs at distances from short to beyond the
-cutoff, molecules and skewed cells smaller than the cutoff with all species.
+cutoff, a skewed cell smaller than the cutoff, molecules with all species.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ from fastlr.models.derivatives import evaluate
 from fastlr.models.reference import reference_of
 
 DISTANCES = (0.12, 0.25, 0.4, 0.6, 0.8, 0.95, 1.02)  # of pairs, in units of the cutoff
-GROUP = 6  # species in one molecule or cell
 
 # Largest accepted relative differences, by the float type that the source's weights and constants were rounded to.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -47,18 +46,17 @@ def probes(species: list[str], r_max: float) -> dict[str, Atoms]:
         pair = [species[k % len(species)], species[(k + 1 + k // len(species)) % len(species)]]
         atoms = Atoms(pair, [[0.0] * 3, distance * r_max * direction])
         found[f"a pair {'-'.join(pair)} at {distance * r_max:.3g} Å"] = atoms
-    for start in range(0, len(species), GROUP):
-        group = species[start : start + GROUP]
-        name = f"with {' '.join(group)}"
-        found[f"a molecule {name}"] = Atoms(_symbols(group, 12), _rattled((3, 2, 2), 0.33 * r_max, rng))
-        cell = 0.42 * r_max * 2 * (np.eye(3) + rng.uniform(-0.08, 0.08, (3, 3)))
-        atoms = Atoms(_symbols(group, 8), _rattled((2, 2, 2), 0.42 * r_max, rng), cell=cell, pbc=True)
-        found[f"a cell {name}"] = atoms
+    cell = 0.84 * r_max * (np.eye(3) + rng.uniform(-0.08, 0.08, (3, 3)))
+    atoms = Atoms(_symbols(species, 8), _rattled((2, 2, 2), 0.42 * r_max, rng), cell=cell, pbc=True)
+    found[f"a cell of {atoms.symbols}"] = atoms
+    for start in range(0, len(species), 12):
+        atoms = Atoms(_symbols(species[start:], 12), _rattled((6, 2, 1), 0.33 * r_max, rng))
+        found[f"a molecule of {atoms.symbols}"] = atoms
     return found
 
 
-def _symbols(group: list[str], count: int) -> list[str]:
-    return [group[k % len(group)] for k in range(count)]
+def _symbols(species: list[str], count: int) -> list[str]:
+    return [species[k % len(species)] for k in range(count)]
 
 
 def _rattled(shape: tuple[int, int, int], spacing: float, rng) -> np.ndarray:
@@ -89,36 +87,29 @@ def require_agreement(
         ConfigError: they differ; the message names the structure and the differences.
     """
     config = model.config
-    structures = probes(config.species, config.r_max)
-    ours = _evaluations(model, list(structures.values()))
+    reference = reference_of(model)
     alone = {}  # energies (theirs, ours) by species
-    for k, (name, atoms) in enumerate(structures.items()):
-        theirs = source(atoms)
+    for name, atoms in probes(config.species, config.r_max).items():
+        theirs, ours = source(atoms), _evaluate(reference, atoms)
         if not np.isfinite(theirs.energy) or not np.isfinite(theirs.forces).all():
-            raise ConfigError(f"the {package} model's energy or a force is not finite for {name}: it cannot be compared")
+            raise ConfigError(f"the {package} model's energy or forces for {name} are not finite, so nothing is proven")
         if len(atoms) == 1:
-            alone[atoms.symbols[0]] = theirs.energy, ours[k].energy
+            alone[atoms.symbols[0]] = theirs.energy, ours.energy
             offsets = 0.0, 0.0
         else:
             offsets = np.sum([alone[symbol] for symbol in atoms.symbols], axis=0)
-        differences = _differences(theirs, ours[k], offsets, atoms, rounding)
-        worst = max(differences.values())
-        if not worst <= tolerance:
+        differences = _differences(theirs, ours, offsets, atoms, rounding)
+        if not all(value <= tolerance for value in differences.values()):
             told = ", ".join(f"{what} by {value:.1e}" for what, value in differences.items())
             raise ConfigError(
                 f"the model differs from the {package} model that it was taken from, for {name} (relative): {told}; "
-                f"it has a part that fastlr does not know"
+                "it has a part that fastlr does not know"
             )
 
 
-def _evaluations(model: torch.nn.Module, structures: list[Atoms]) -> list[Evaluation]:
-    graph = Graph.from_atoms(structures, model.config.species, model.config.r_max)
-    out = {key: value.numpy() for key, value in evaluate(reference_of(model), graph).items()}
-    ptr = graph.node_ptr.tolist()
-    return [
-        Evaluation(float(out["energy"][b]), out["forces"][ptr[b] : ptr[b + 1]], out["stress"][b])
-        for b in range(len(structures))
-    ]
+def _evaluate(reference: torch.nn.Module, atoms: Atoms) -> Evaluation:
+    out = evaluate(reference, Graph.from_atoms(atoms, reference.config.species, reference.config.r_max))
+    return Evaluation(out["energy"].item(), out["forces"].numpy(), out["stress"][0].numpy())
 
 
 def _differences(theirs: Evaluation, ours: Evaluation, offsets, atoms: Atoms, rounding: float) -> dict[str, float]:
@@ -139,4 +130,7 @@ def _differences(theirs: Evaluation, ours: Evaluation, offsets, atoms: Atoms, ro
 
 
 def _relative(difference: float, scale: float, slack: float) -> float:
-    return max(abs(difference) - slack, 0.0) / scale if scale > 0.0 else float(abs(difference) > slack)
+    excess = abs(difference) - slack
+    if excess <= 0.0:
+        return 0.0
+    return excess / scale if scale > 0.0 else np.inf
