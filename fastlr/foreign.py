@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-# what takes a NequIP model over: nequip's function opens its own files, fastlr's reads the module that it returns
+# what takes a NequIP model over: nequip's functions open its own files, fastlr's reads the module that comes of it
+NEQUIP_STATE = "nequip.utils.global_state.set_global_state"
 NEQUIP_LOADER = "nequip.model.saved_models.load_saved_model"
 NEQUIP_IMPORTER = "fastlr.interop.nequip.from_nequip"
 
@@ -19,5 +20,5 @@ _HINTS = {
 
 def advice(path: str | Path) -> str | None:
     """What to do with a file that is no model file of fastlr, by its name; None for names of no other package."""
-    take = f"pass what {NEQUIP_LOADER}('{path}') returns to {NEQUIP_IMPORTER}"
+    take = f"call {NEQUIP_STATE}(), and pass what {NEQUIP_LOADER}('{path}') returns to {NEQUIP_IMPORTER}"
     return next((text.format(take=take) for ending, text in _HINTS.items() if str(path).endswith(ending)), None)

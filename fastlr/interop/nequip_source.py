@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator
 from torch import nn
 
 from fastlr.errors import ConfigError
-from fastlr.foreign import NEQUIP_LOADER
+from fastlr.foreign import NEQUIP_LOADER, NEQUIP_STATE
 
 from .proof import Evaluation
 
@@ -36,8 +36,8 @@ def check_module(given) -> nn.Module:
     else:
         kind = f"something of type {type(given).__name__}"
     raise ConfigError(
-        f"from_nequip takes a module that is not compiled, not {kind}; for a model of nequip, load its package "
-        f"(.nequip.zip) or checkpoint (.ckpt) with {NEQUIP_LOADER}(path), and pass what that returns"
+        f"from_nequip takes a module that is not compiled, not {kind}; for a model of nequip, call {NEQUIP_STATE}(), "
+        f"load its package (.nequip.zip) or checkpoint (.ckpt) with {NEQUIP_LOADER}(path), and pass what that returns"
     )
 
 
@@ -62,8 +62,8 @@ def find_model(module: nn.Module) -> tuple[nn.Module, nn.Module]:
         around = module.get_submodule(name)
         if type(around).__name__ not in _CONTAINERS:
             raise ConfigError(
-                f"the NequIP model is part of a {type(around).__name__}, which may compute more than it; pass the "
-                f"model itself: {_how_to_get(around, top)}"
+                f"the NequIP model is part of a module ({type(around).__name__}) that may compute more than it; pass "
+                f"the model itself: {_how_to_get(around, top)}"
             )
     return module.get_submodule(top), module.get_submodule(energy_models[0])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastlr
 from fastlr.errors import CheckpointError, ConfigError
-from fastlr.foreign import NEQUIP_IMPORTER, NEQUIP_LOADER
+from fastlr.foreign import NEQUIP_IMPORTER, NEQUIP_LOADER, NEQUIP_STATE
 from fastlr.models.config import NequIPConfig
 from fastlr.nn.nonlinearities import NONLINEARITIES
 
@@ -198,7 +198,7 @@ def test_several_models_and_unknown_wrappers():
     with pytest.raises(ConfigError, match=r"2 NequIP models: a, b\.0; .*get_submodule\('a'\)"):
         from_nequip(two)
     model = small()
-    with pytest.raises(ConfigError, match=r"part of a Wrapper, .*get_submodule\('inner'\)") as error:
+    with pytest.raises(ConfigError, match=r"part of a module \(Wrapper\) .*get_submodule\('inner'\)") as error:
         from_nequip(Wrapper(model))
     assert "\n" not in str(error.value)
     assert_agrees(model, from_nequip(Wrapper(model).get_submodule("inner"), backend="reference", device="cpu"))
@@ -247,7 +247,7 @@ def test_torchscript():
         from_nequip(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)))
 
 
-@pytest.mark.parametrize("function", [NEQUIP_LOADER, NEQUIP_IMPORTER])
+@pytest.mark.parametrize("function", [NEQUIP_STATE, NEQUIP_LOADER, NEQUIP_IMPORTER])
 def test_functions_that_advice_names_are_there(function):
     module, _, name = function.rpartition(".")
     assert callable(getattr(importlib.import_module(module), name))
