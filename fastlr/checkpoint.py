@@ -108,13 +108,14 @@ def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str
 
 
 def _open(path):
-    path = Path(path)
+    path, advised = Path(path), advice(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
+        also = f", nor would fastlr load one of that name: {advised}" if advised else ""
+        raise CheckpointError(f"{path}: no such model file{also}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        if advised := advice(path):
+        if advised:
             raise CheckpointError(f"{path}: not a model file of fastlr: {advised}") from None
         hint = ""
         with path.open("rb") as file:

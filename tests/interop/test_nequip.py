@@ -168,6 +168,14 @@ class Wrapper(nn.Module):
         self.inner = model
 
 
+class Training(Wrapper):
+    """As nequip's modules of training, of which some hold averaged weights beside the model."""
+
+    @property
+    def evaluation_model(self):
+        return nn.ModuleDict({"sole_model": self.inner})
+
+
 DRESSES = {
     "as built": lambda model: model,
     "with forces": lambda model: model.model,
@@ -202,6 +210,8 @@ def test_several_models_and_unknown_wrappers():
         from_nequip(Wrapper(model))
     assert "\n" not in str(error.value)
     assert_agrees(model, from_nequip(Wrapper(model).get_submodule("inner"), backend="reference", device="cpu"))
+    with pytest.raises(ConfigError, match=r"\(Training\) .*module\.evaluation_model\['sole_model'\]"):
+        from_nequip(Training(model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -263,3 +273,5 @@ def test_files_of_other_packages(ending, tmp_path):
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
     assert (NEQUIP_LOADER in str(error.value)) == (ending != ".model")
+    with pytest.raises(CheckpointError, match="no such model file, nor would fastlr load one of that name: it is a"):
+        fastlr.load(tmp_path / f"missing{ending}")
