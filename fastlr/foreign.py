@@ -7,18 +7,23 @@ NEQUIP_STATE = "nequip.utils.global_state.set_global_state"
 NEQUIP_LOADER = "nequip.model.saved_models.load_saved_model"
 NEQUIP_IMPORTER = "fastlr.interop.nequip.from_nequip"
 
-_COMPILED = "it is a compiled model, whose weights cannot be taken over; "
+_SOURCE = "for one by nequip, go back to its package (.nequip.zip) or checkpoint (.ckpt); {take}"
+_COMPILED = f"it is a compiled model, whose weights cannot be taken over; {_SOURCE}"
 _HINTS = {
     ".nequip.zip": "it is a package of nequip; {take}",
-    ".ckpt": "it is a checkpoint of training; fastlr's leave model.safetensors beside it; for nequip's, {take}",
-    ".pt2": _COMPILED + "for one by nequip, go back to its package (.nequip.zip) or checkpoint (.ckpt), and {take}",
-    ".pth": _COMPILED + "for one by nequip, go back to its package (.nequip.zip) or checkpoint (.ckpt), and {take}",
-    ".pt": "it is a PyTorch pickle, which fastlr never opens; for a model of nequip, {take}",
+    ".ckpt": "it is a checkpoint of training; fastlr's leave model.safetensors beside it; for one by nequip, {take}",
+    ".pt2": _COMPILED,
+    ".pth": _COMPILED,
+    ".pt": f"it is a PyTorch pickle, which fastlr never opens; {_SOURCE}",
     ".model": "it is a PyTorch pickle, which fastlr never opens; there are no MACE models in fastlr",
 }
 
 
 def advice(path: str | Path) -> str | None:
     """What to do with a file that is no model file of fastlr, by its name; None for names of no other package."""
-    take = f"call {NEQUIP_STATE}(), and pass what {NEQUIP_LOADER}('{path}') returns to {NEQUIP_IMPORTER}"
-    return next((text.format(take=take) for ending, text in _HINTS.items() if str(path).endswith(ending)), None)
+    ending = next((ending for ending in _HINTS if str(path).endswith(ending)), None)
+    if ending is None:
+        return None
+    opened = f"'{path}'" if ending in (".nequip.zip", ".ckpt") else "its path"
+    take = f"call {NEQUIP_STATE}(), and pass what {NEQUIP_LOADER}({opened}) returns to {NEQUIP_IMPORTER}"
+    return _HINTS[ending].format(take=take)
