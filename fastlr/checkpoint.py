@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from .constants import COULOMB_CONSTANT
 from .errors import CheckpointError, ConfigError
+from .foreign import advice
 from .kernels.files import replacing
 from .kernels.gate.layout import SILU_SCALE, TANH_SCALE
 from .models.config import ModelConfig, parse_config
@@ -132,12 +133,15 @@ def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str
 
 
 def _open(path):
-    path = Path(path)
+    path, advised = Path(path), advice(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
+        also = f", nor would fastlr load one of that name: {advised}" if advised else ""
+        raise CheckpointError(f"{path}: no such model file{also}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if advised:
+            raise CheckpointError(f"{path}: not a model file of fastlr: {advised}") from None
         hint = ""
         with path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):

@@ -13,6 +13,7 @@ from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import Linear, SelfConnection
 from fastlr.nn.mlp import ScalarMLP
+from fastlr.nn.nonlinearities import NONLINEARITIES
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Readout:
         self.scale, self.shift = (
             values.double().index_select(0, species) for values in (scale_shift.scale, scale_shift.shift)
         )
-        self.width = mlp.dims[0]
+        self.width, self.nonlinearity = mlp.dims[0], NONLINEARITIES[mlp.nonlinearity]
         self.is_linear = len(self.weights) == 1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class Readout:
         for number, weight in enumerate(self.weights):
             if number:
                 self._arguments.append(value)
-                value = torch.nn.functional.silu(value)
+                value = self.nonlinearity.value(value)
             value = value @ weight
         return torch.addcmul(self.shift, value[:, 0].double(), self.scale)
 
@@ -171,7 +172,5 @@ class Readout:
         for number in range(len(self.weights) - 1, -1, -1):
             g = g * self.weights[number].T if g.shape[1] == 1 else g @ self.weights[number].T
             if number:
-                argument = self._arguments[number - 1]
-                logistic = torch.sigmoid(argument)
-                g = g * (logistic * (1.0 + argument * (1.0 - logistic)))
+                g = g * self.nonlinearity.slope(self._arguments[number - 1])
         return g

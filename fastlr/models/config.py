@@ -35,6 +35,7 @@ class NequIPConfig(BaseModel):
     avg_num_neighbors: PositiveFloat | dict[str, PositiveFloat] = 20.0  # for all species or for each
     readout_depth: Annotated[int, Field(ge=0, le=64)] = 0  # hidden layers
     readout_width: PositiveInt | None = None
+    readout_nonlinearity: Literal["silu", "mish", "gelu", "tanh", "ssp", "sigmoid", "softplus"] = "silu"
     energy_scales: float | dict[str, float] = 1.0  # eV
     energy_shifts: float | dict[str, float] = 0.0  # eV
     energy_scales_trainable: bool = False

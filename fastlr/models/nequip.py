@@ -113,7 +113,7 @@ def edge_embedding(config: NequIPConfig, operations: Operations) -> EdgeEmbeddin
 
 def energy_readout(config: NequIPConfig) -> ScalarMLP:
     width = config.readout_width or config.channels[0]
-    return ScalarMLP([config.channels[0], *[width] * config.readout_depth, 1])
+    return ScalarMLP([config.channels[0], *[width] * config.readout_depth, 1], config.readout_nonlinearity)
 
 
 def energy_scale_shift(config: NequIPConfig) -> ScaleShift:

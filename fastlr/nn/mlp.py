@@ -7,17 +7,23 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from .nonlinearities import NONLINEARITIES
+
 
 class ScalarMLP(nn.Module):
-    """Bias-free layers with SiLU between them; variance-preserving scales are applied in the forward pass.
+    """Bias-free layers with a nonlinearity between them; variance-preserving scales are applied in the forward pass.
 
     Weights are drawn uniformly with unit variance; layer i is scaled by gain_i / sqrt(fan in), gain 1 for the
-    first layer and sqrt(2) after a SiLU.
+    first layer and sqrt(2) after a nonlinearity.
+
+    Args:
+        dims: widths of input, hidden layers and output.
+        nonlinearity: a name in ``NONLINEARITIES``.
     """
 
-    def __init__(self, dims: list[int]):
+    def __init__(self, dims: list[int], nonlinearity: str = "silu"):
         super().__init__()
-        self.dims = list(dims)
+        self.dims, self.nonlinearity = list(dims), nonlinearity
         self.weights = nn.ParameterList(
             nn.Parameter((torch.rand(n_in, n_out) * 2.0 - 1.0) * sqrt(3.0)) for n_in, n_out in pairwise(self.dims)
         )
@@ -31,7 +37,7 @@ class ScalarMLP(nn.Module):
         """
         for i, (weight, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
             if i:
-                x = torch.nn.functional.silu(x)
+                x = NONLINEARITIES[self.nonlinearity].value(x)
             if mix is not None and i == len(self.scales) - 1:
                 x = mix(x)  # before the last map, which is linear and the widest
             x = x @ (weight.to(x.dtype) * scale)
