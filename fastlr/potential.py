@@ -17,9 +17,9 @@ from .backends import resolve
 from .checks.inference import InferenceCheck, check_inference
 from .checks.operations import Parity, check_operations
 from .checks.stored import fingerprint, stored
-from .engine.charges import ACCURACY, PRODUCTS
+from .engine.charges import ACCURACY, PRODUCTS, require_right_charges
 from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_large_charges
-from .engine.parts import TooLarge, evaluate_in_parts
+from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
@@ -145,6 +145,7 @@ class Potential:
         self.operations, self.plan, self.captured, self.tables = operations, None, None, None
         self.parity: list[Parity] = []
         self.inference_check: InferenceCheck | None = None
+        self._parts_are_checked = False
         self.no_plan: str | None = f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
         if operations.backend == "cpu":
             self.tables = self._table_size()
@@ -298,7 +299,10 @@ class Potential:
             return self.plan.evaluate(graph, forces=forces)
         if self.captured is not None:
             return self.captured.evaluate(graph, forces=forces)
-        return evaluate(self.model, graph.to(self.device), forces=forces)
+        on_device = graph.to(self.device)
+        if self.has_charges:
+            require_right_charges(self.model.equilibration, on_device, by_autograd=True)
+        return evaluate(self.model, on_device, forces=forces)
 
     def check_memory(self, graph: Graph) -> bool:
         """Whether one structure is so large that it has to be evaluated part by part."""
@@ -309,8 +313,11 @@ class Potential:
         # what parts are taken from, and the charges, which have none
         whole = graph.num_bytes + needed(Counts.of(graph).charges) - needed(Counts(0, 0))
         left = self._budget() - whole
+        plan = self.plan or Pieces(self.model)
+        if not self._parts_are_checked:
+            self._checked(lambda box: evaluate_in_parts(plan, box, halved(), forces=True))
+            self._parts_are_checked = True
         try:
-            plan = self.plan or Pieces(self.model)
             return evaluate_in_parts(plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
         except TooLarge as error:
             least = whole + needed(Counts.of(error.part))

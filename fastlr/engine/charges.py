@@ -42,6 +42,7 @@ class Charges:
         slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
         by_reference = self.module.operations.chosen["charge_equilibration"] == "reference"
         if slabs or by_reference or graph.conditions is not None:
+            require_right_charges(self.module, graph, by_autograd=True)
             return ByAutograd(self.module, graph, chi, self.site_energy)
         with named_failures():
             if self._equilibration is None:
@@ -55,6 +56,7 @@ class Charges:
         from fastlr.kernels.charge_solver.direct import Equilibration
         from fastlr.kernels.charge_solver.solvers import single_serves
 
+        require_right_charges(self.module, graph, by_autograd=False)
         hardness = self.module.hardness.detach().index_select(0, graph.species)
         dtype = self.module.operations.dtype
         return Equilibration(
@@ -64,6 +66,19 @@ class Charges:
             tolerance=TOLERANCE[dtype],
             single=dtype == torch.float32 and single_serves(hardness, TOLERANCE[dtype]),
         )
+
+
+def require_right_charges(module: ChargeEquilibration, graph: Graph, by_autograd: bool) -> None:
+    """Have the regimes of charge equilibration that a batch needs compared with the reference, unless they have been.
+
+    Raises:
+        BackendError: one differs.
+    """
+    if module.operations.chosen["charge_equilibration"] == "reference":
+        return
+    from fastlr.checks.charges import require_charges
+
+    require_charges(module.system(graph), module.operations.dtype, by_autograd)
 
 
 class Equilibrated:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -97,6 +98,12 @@ def evaluate_in_parts(
         for part in parts(config.num_charge_layers):
             _add(out, plan.pulls_at(part.graph, by_chi[part.atoms] * part.counted), part)
     return finish(whole, out)
+
+
+def halved() -> Callable[[Graph], bool]:
+    """What ``evaluate_in_parts`` takes as ``fits`` to split a structure into two parts each time."""
+    calls = count()
+    return lambda part: next(calls) % 3 > 0  # the whole, and then its halves
 
 
 def _equilibrated(plan: Plan | Pieces, whole: Graph, parts: Callable[[int], Iterator[Part]]) -> Equilibrated:
