@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,12 +29,22 @@ def describe(device: str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
+        "commit": commit(),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         machine |= {"gpu": properties.name, "gpu_memory_GiB": round(properties.total_memory / 2**30, 1)}
         machine["cuda"] = torch.version.cuda
     return machine
+
+
+def commit() -> str | None:
+    """The commit of these sources, with "-dirty" where they have been changed since; None outside a repository."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def limits(device: str = "cpu") -> dict:

@@ -56,7 +56,8 @@ class Prediction:
             forces.
         grand_energy: eV, E - mu Q where a chemical potential mu is given and Q is found: forces and stress are then its
             derivatives at constant mu. None otherwise.
-        charge_solution: how the iteration for the charges went; None where they were solved for directly.
+        charge_solution: how the iteration for the charges went, with a bound on their error; None where they were
+            solved for directly.
     """
 
     energy: float

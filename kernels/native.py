@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import torch
 
-from . import cache, jit, threads
+from . import cache, cores, jit
 from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -88,7 +88,7 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
 def shares(rows: torch.Tensor | int, minimum_work: int = 256) -> np.ndarray:
     """Where the share of each thread begins, and where the last ends; arguments as of ``launch``."""
     num_rows = rows if isinstance(rows, int) else rows.shape[0] - 1
-    number = min(threads.count(), num_rows)
+    number = min(cores.count(), num_rows)
     if number > 1:
         load = None if isinstance(rows, int) else rows.numpy() + np.arange(num_rows + 1)
         work = num_rows if load is None else int(load[-1])

@@ -7,7 +7,7 @@ thread.
 
 A loop shared among threads ends when the last of them has had its turn. Where other programs keep the cores busy, that
 takes milliseconds, whatever there is to do. So the caller notes how long it waits for the others, and works alone for a
-while where that was long (``_Team.judge``).
+while where that was long (``cores.Solitude``).
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from string import Template
@@ -25,55 +25,16 @@ import numpy as np
 import torch
 
 from . import jit
+from .cores import solitude
 
 _MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _nobody = _MEMBER(lambda _: None)
-_process, _local = os.getpid(), threading.local()
+_process = os.getpid()
 BARRIER = "fastlr_barrier"  # a function without arguments
 LOOKS = 2000  # how often a thread looks at the barrier before it sleeps, ten nanoseconds or more each
 # Threads are late that begin this much, in nanoseconds, after they were called, or take that much longer for a job than
 # a core works for them; and those that sleep for a millisecond in front of more than so many barriers of a job
 LATE, LONG_SLEEP, SLEPT = 300_000, 1_000_000, 2
-# Seconds: if others are late twice within the first, the caller works alone for the second, and longer each time that
-# they are late again soon, up to the third
-WINDOW, ALONE, LONGEST = 0.2, 1.0, 30.0
-
-
-def count() -> int:
-    """How many threads kernels use at most: PyTorch's number, but no more than there are cores for this process."""
-    return min(getattr(_local, "count", None) or torch.get_num_threads(), _cores())
-
-
-@lru_cache(None)
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
-
-
-@contextmanager
-def torch_on_one_thread():
-    """Have PyTorch's own loops, which are short beside kernels, share nothing; ``count`` stays what it was."""
-    before, known = torch.get_num_threads(), getattr(_local, "count", None)
-    _local.count = known or before
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        _local.count = known
-
-
-@contextmanager
-def torch_on_all_threads():
-    """Inside ``torch_on_one_thread``, have PyTorch share a long loop, as kernels do."""
-    team, before = _team(), torch.get_num_threads()
-    alone = team is not None and team.is_alone
-    torch.set_num_threads(1 if alone else getattr(_local, "count", None) or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # What each member of a team does: the shares number k, k + size of the team, ... (a team may be smaller than asked); or
@@ -254,7 +215,7 @@ def run_parallel(kernel, pointer: int, bounds: np.ndarray) -> None:
     team = _team()
     if team is None:
         _run_in_pool(kernel, pointer, bounds.tolist())
-    elif team.is_alone:
+    elif solitude.is_wanted:
         kernel(pointer, int(bounds[0]), int(bounds[-1]))
     else:
         team.run(team.sharing, kernel, pointer, bounds.ctypes.data, shares, shares)
@@ -264,7 +225,7 @@ def run_together(kernel, pointer: int, threads: int) -> None:
     """kernel(pointer, k, n) on n <= ``threads`` threads at once, k = 0 ... n - 1, which may wait for each other
     (``BARRIER``)."""
     team = _team() if threads > 1 and os.getpid() == _process else None
-    if team is None or team.is_alone or not team.lock.acquire(blocking=False):  # there is one barrier
+    if team is None or solitude.is_wanted or not team.lock.acquire(blocking=False):  # there is one barrier
         kernel(pointer, 0, 1)
         return
     try:
@@ -308,13 +269,7 @@ class _Team:
         begin, self.sharing, self.together, self.barrier, words = jit.addresses(jit.object_code(_assembly()), names)
         ctypes.CFUNCTYPE(None)(begin)()
         self._slept, self._late = (ctypes.c_int64.from_address(words + 8 * _WORDS[name]) for name in ("slept", "late"))
-        self.lock, self.alone_until = threading.Lock(), 0.0
-        self._late_at, self._alone = -WINDOW, ALONE
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether the caller had better work alone."""
-        return time.monotonic() < self.alone_until
+        self.lock = threading.Lock()
 
     def run(self, member: int, kernel, pointer: int, bounds: int, shares: int, threads: int) -> None:
         """Start a team on a job, and note how its members did."""
@@ -325,15 +280,7 @@ class _Team:
         )
         self._start(member, data.ctypes.data, threads, 0)
         if self._late.value > LATE or self._slept.value > SLEPT:
-            self.judge(time.monotonic())
-
-    def judge(self, now: float) -> None:
-        """Others were late: decide whether the caller works alone for a while."""
-        if now - self._late_at < WINDOW:
-            again = now - self.alone_until < 4.0 * self._alone
-            self._alone = min(2.0 * self._alone, LONGEST) if again else ALONE
-            self.alone_until = now + self._alone
-        self._late_at = now
+            solitude.others_were_late()
 
 
 @lru_cache(None)

@@ -9,7 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported
 
-from fastlr.kernels import threads
+from fastlr.kernels import cores
 from reference import structures
 from reference.models import MODELS, small_model
 
@@ -34,7 +34,7 @@ def _seeds():
 @pytest.fixture
 def many_cores(monkeypatch):
     """As many threads as a test asks for, however few cores there are."""
-    monkeypatch.setattr(threads, "_cores", lambda: 64)
+    monkeypatch.setattr(cores, "_cores", lambda: 64)
 
 
 @pytest.fixture

@@ -192,6 +192,18 @@ def soundness(output: OutputOption = None) -> None:
 
 
 @bench.command()
+def charges(
+    seeds: Annotated[int, typer.Option(help="How many random structures.", min=1)] = 1000,
+    largest: Annotated[int, typer.Option(help="Atoms, at most.", min=2)] = 800,
+    output: OutputOption = None,
+) -> None:
+    """Bounds of the charges' errors beside the errors: random structures, by every solver."""
+    from fastlr.bench.charge_bounds import bounds
+
+    _finish("charges", [bounds(range(seeds), largest)], output, "cpu")
+
+
+@bench.command()
 def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
     """A training step of NequIP-LR with the backends reference and cpu."""
     from fastlr.bench.models import training_step

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
-from fastlr.kernels import threads
+from fastlr.kernels import cores
 from fastlr.models.derivatives import dipole, polarisation
 
 from .charges import Charges
@@ -26,7 +26,7 @@ class Bound:
     def __init__(self, plan, graph: Graph, large: bool = False):
         self.plan, self.config, self.run = plan, plan.config, plan.run
         self.edge_index, self.cell, self.coulomb = graph.edge_index, graph.cell, graph.coulomb
-        self.threads = threads.count()
+        self.threads = cores.count()
         self.edges, self.large = EdgeList.of(graph, large), large
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
@@ -58,7 +58,7 @@ class Bound:
     def serves(self, graph: Graph, large: bool = False) -> bool:
         """Whether the graph differs from the one this was made for in positions and charges alone."""
         same = graph.edge_index is self.edge_index and graph.cell is self.cell and graph.coulomb is self.coulomb
-        return same and threads.count() == self.threads and large == self.large
+        return same and cores.count() == self.threads and large == self.large
 
     def stages(self) -> list[Stage]:
         """Forwards and back, as they follow one another."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
-from fastlr.kernels import threads
+from fastlr.kernels import cores
 
 EDGES_A_THREAD = 300  # that are worth one
 UNSORTED = 2000  # atoms: so many stay in a cache in any order
@@ -83,7 +83,7 @@ class EdgeList:
             else:
                 owner = batch.repeat_interleave(ptr[1:] - ptr[:-1])
                 offset = (shift[:, None, :] @ graph.cell[owner]).squeeze(1)
-        shares = max(1, min(threads.count(), n, num_edges // EDGES_A_THREAD))
+        shares = max(1, min(cores.count(), n, num_edges // EDGES_A_THREAD))
         shares = min(n, max(2, shares)) if large and n else shares
         load = ptr.numpy() + np.arange(n + 1)
         bounds = np.searchsorted(load, load[-1] * np.arange(shares + 1) // shares).astype(np.int64)

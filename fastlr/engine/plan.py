@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
-from fastlr.kernels.threads import count, torch_on_one_thread
+from fastlr.kernels.cores import count, torch_on_one_thread
 from fastlr.memory import MemoryModel
 
 from .bound import Bound

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ewald.operator import CoulombOperator
 from ..ewald.system import System
+from .error_bound import ErrorBound
 from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
 
@@ -25,27 +26,44 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-9  # e
 MAX_ITERATIONS = 500
+ROUNDING = 8.0 * torch.finfo(torch.float64).eps  # of a residual, relative to the right-hand side
+SLACK = 16.0  # above which multiple of what rounding leaves it is no excuse any more
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a solve went: iterations, and a bound on the root-mean-square error of the charges in e."""
+    """How the solve for one structure went.
+
+    Attributes:
+        iterations: how many it took.
+        error_bound: on the root-mean-square error of the charges, e: what the iteration has left, what the Coulomb sums
+            leave out, and rounding, see ``error_bound.py``.
+        unfinished: the part of it that the iteration has left, which is what a tolerance limits.
+    """
 
     iterations: int
     error_bound: float
+    unfinished: float
 
 
-def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> float:
-    """The norm of the residual to stop at, given the smallest hardness.
+def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> tuple[float, float]:
+    """The norm of the residual to stop at, given the smallest hardness, and what of it rounding alone may leave.
 
     Unless ``absolute``, the tolerance is relative to how large the solution may be where that is below one: an adjoint
-    is proportional to a loss, which may be small.
+    is proportional to a loss, which may be small. What drives charges apart in a perfect crystal of one element is
+    the rounding of the right-hand side, and no aim.
     """
-    scale = 1.0
+    scale, root = 1.0, math.sqrt(len(rhs))
     if not absolute:
         spread = float((rhs - rhs.mean()).square().mean().sqrt())
         scale = min(1.0, spread / least + abs(float(total)) / len(rhs))
-    return tolerance * scale * math.sqrt(len(rhs)) * least
+    floor = ROUNDING * root * float(rhs.abs().max())
+    return max(tolerance * scale * root * least, floor), floor
+
+
+def has_converged(norm: float, floor: float) -> bool:
+    """Whether an iteration that can go no further has come down to what rounding leaves, and is no failure."""
+    return norm <= SLACK * floor
 
 
 def exhausted(bound: float, tolerance: float) -> ConvergenceError:
@@ -90,6 +108,7 @@ class ConjugateGradient:
         self.preconditioner = kind(system, hardness, constant)
         self.response = self.preconditioner(torch.ones_like(hardness))
         self.tolerance, self.reports = tolerance, []
+        self.bound = ErrorBound(system, hardness, constant, self.operator.rows())
 
     @torch.no_grad()
     def moved(self, system: System) -> None:
@@ -116,17 +135,19 @@ class ConjugateGradient:
         q = torch.zeros_like(rhs) if start is None else start.clone()
         q += (total - q.sum()) / n
         least = float(self.hardness.min())
-        target = target_of(rhs, total, least, self.tolerance, absolute)
-        gradient = self.hessian(q) - rhs if bool(q.any()) else -rhs
+        target, floor = target_of(rhs, total, least, self.tolerance, absolute)
+        residual = rhs - self.hessian(q) if bool(q.any()) else rhs.clone()
+        multiplier = residual.mean()
+        residual -= multiplier
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
-            residual = gradient.mean() - gradient
             norm = float(torch.linalg.vector_norm(residual))
             if norm <= target:
-                self.reports.append(Report(iteration, norm / least / math.sqrt(n)))
-                return q, -gradient.mean()[None]
+                break
             if not math.isfinite(norm):
                 raise IndefiniteError([0])
+            if iteration == MAX_ITERATIONS:
+                raise exhausted(norm / least / math.sqrt(n), self.tolerance)
             z = self.preconditioner(residual)
             z = z - self.response * (z.sum() / self.response.sum())
             previous, slope = slope, float(residual @ z)
@@ -134,7 +155,13 @@ class ConjugateGradient:
             image = self.hessian(direction)
             curvature = float(direction @ image)
             if not curvature > 0.0:
+                if has_converged(norm, floor):
+                    break
                 raise IndefiniteError([0])
-            q += (slope / curvature) * direction
-            gradient += (slope / curvature) * image
-        raise exhausted(norm / least / math.sqrt(n), self.tolerance)
+            step, level = slope / curvature, image.mean()
+            q += step * direction
+            residual -= step * (image - level)
+            multiplier = multiplier - step * level
+        bound = self.bound(norm + floor, q, float(total), start)
+        self.reports.append(Report(iteration, bound, norm / least / math.sqrt(n)))
+        return q, multiplier[None]

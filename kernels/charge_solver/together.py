@@ -12,16 +12,17 @@ import math
 import torch
 from torch import Tensor
 
+from ..cores import count
 from ..ewald.pair_table import PairTable
 from ..ewald.system import System
 from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, machine_code
-from ..threads import count
-from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, target_of
+from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged, target_of
+from .error_bound import ErrorBound
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
-from .together_cpu import CONVERGED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
+from .together_cpu import EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
 TERMS_OF_A_THREAD = 2_000_000
 
@@ -54,6 +55,8 @@ class Together:
         n = len(hardness)
         self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
         self.pairs, self.waves = pairs, waves
+        sums = [table.rows() for table in (pairs, waves) if table is not None]
+        self.bound = ErrorBound(system, hardness, constant, sums)
         stride, tiles, thirds = (row_length(n), 0, 0) if waves is None else waves.sizes
         rows = {name: torch.zeros(stride, dtype=torch.float64) for name in ROWS}
         rows |= {name: torch.zeros(stride, dtype=pairs.dtype) for name in NARROW_ROWS}
@@ -130,12 +133,14 @@ class Together:
         else:
             torch.add(start, (charge - float(start.sum())) / n, out=d)
         has_start = int(start is not None or charge != 0.0)
-        target = target_of(rhs, total, self.least, self.tolerance, absolute)
+        target, floor = target_of(rhs, total, self.least, self.tolerance, absolute)
         found = self._run(is_response=0, has_start=has_start, target=target, multiplier=float(rhs.mean()))
-        if found["status"] == INDEFINITE:
+        unfinished = found["norm"] / self.least / math.sqrt(n)
+        if found["status"] == INDEFINITE and not has_converged(found["norm"], floor):
             raise IndefiniteError([0])
-        bound = found["norm"] / self.least / math.sqrt(n)
-        if found["status"] != CONVERGED:
-            raise exhausted(bound, self.tolerance)
-        self.reports.append(Report(int(found["iterations"]), bound))
-        return rows["q"][:n].clone(), self.scalars[SCALARS.index("multiplier")][None].clone()
+        if found["status"] == EXHAUSTED:
+            raise exhausted(unfinished, self.tolerance)
+        q = rows["q"][:n].clone()
+        bound = self.bound(found["norm"] + floor, q, charge, start)
+        self.reports.append(Report(int(found["iterations"]), bound, unfinished))
+        return q, self.scalars[SCALARS.index("multiplier")][None].clone()

@@ -147,3 +147,11 @@ def pair_pull(
 def pair_product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
     """sum_j f q_j (N,) from the values f (P,) of ``pair_values`` and charges q (N,), without a derivative."""
     return _kernels(q).product(values, q.contiguous(), pairs)
+
+
+def largest_row(values: Tensor, ptr: Tensor) -> float:
+    """The largest sum of absolute values over a row of a pair list; zero without one."""
+    if len(ptr) < 2:
+        return 0.0
+    before = torch.nn.functional.pad(values[: int(ptr[-1])].abs().cumsum(0, dtype=torch.float64), (1, 0))
+    return float(before.index_select(0, ptr).diff().max())

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..ewald_mesh.potential import MeshPotential
 from . import reciprocal
-from .op import pair_product, pair_values
+from .op import largest_row, pair_product, pair_values
+from .rows import Rows
 from .system import System
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class CoulombOperator:
             raise ValueError(f"the operator is that of one structure, got {system.num_structures}")
         self.system, self.pairs, self.table = system, system.tables.pairs(system.batch), table
         self.diagonal = system.self_terms()
-        self.far = None
+        self.far, self.average = None, 0.0
         if len(system.tables.periodic):
             lattice = system.lattice()
             ((_, eta, mesh),) = system.meshes()
@@ -54,6 +55,22 @@ class CoulombOperator:
         self._find_pairs(positions)
         if self.far is not None:
             self.far.move(positions)
+
+    def rows(self) -> list[Rows]:
+        """How large the rows of the sums over pairs and waves are."""
+        double = self.diagonal.dtype
+        if self.table is None:
+            near = Rows(largest_row(self.values, self.pairs.ptr), 0.0, double)
+        else:
+            near = self.table.rows()
+        if self.far is None:
+            return [near]
+        if isinstance(self.far, reciprocal.Potential):
+            return [near, self.far.rows]
+        # of a mesh, whose waves are not at hand, all as if they were the longest
+        length = 1.0 / float(torch.linalg.vector_norm(torch.linalg.inv(self.system.cell[0]), dim=0).min())
+        longest = 2.0 * self.average * (length / (2.0 * math.pi)) ** 2
+        return [near, Rows(longest * len(self.diagonal), longest, double)]
 
     def _find_pairs(self, positions: Tensor) -> None:
         if self.table is None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from ..llvm import I32, I64, Emitter, Lanes, NarrowOperations, Operations
 from ..native import Call, launch, machine_code, shares
 from . import formulas
+from .op import largest_row
+from .rows import Rows
 from .system import System
 
 DOUBLE = ir.DoubleType()
@@ -70,6 +72,14 @@ class PairTable:
     def entries(self) -> Tensor:
         """f (P,) float64."""
         return self.values[: self.pairs.neighbour.shape[0]].double()
+
+    def rows(self) -> Rows:
+        """Sums over rows of what f is made of: the difference of two functions that may be alike."""
+        ptr, batch = self.pairs.ptr, self.pairs.batch
+        count = len(self.pairs.neighbour)
+        split = torch.repeat_interleave(self.system.beta.index_select(0, batch), ptr.diff(), output_size=count)
+        r = torch.stack([part[:count] for part in self.vectors]).square_().sum(dim=0).sqrt_()
+        return Rows(largest_row(torch.erfc(split * r) / r + self.values[:count].abs(), ptr), 0.0, self.dtype)
 
     def product(self, q: Tensor) -> Tensor:
         """sum_j f q_j (N,) from charges q (N,), float64."""

@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from .rows import Rows
 from .system import System
 
 
@@ -44,6 +45,12 @@ def weights(system: System, lattice: Tensor) -> Tensor:
         cut = 1.0 - torch.exp(-parallel[:, :, None, None] * height) * sign
         w = w * torch.where(height > 0.0, cut, 1.0)
     return w
+
+
+def rows(weights: Tensor, num_atoms: int, dtype: torch.dtype) -> Rows:
+    """How large the rows of the reciprocal sum's matrix are, for so many atoms at random places."""
+    longest = float(weights.max()) if weights.numel() else 0.0
+    return Rows(math.sqrt(0.5 * num_atoms * float((weights**2).sum())), longest, dtype)
 
 
 def factors(system: System, lattice: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,6 +136,7 @@ class Potential:
         w = weights(system, lattice)[0]
         # of products of cosines and sines: S(+m) = (cc - ss, sc + cs) and S(-m) = (cc + ss, sc - cs)
         self.sum, self.difference = w[:, 0] + w[:, 1], w[:, 0] - w[:, 1]
+        self.rows = rows(w, len(system.positions), w.dtype)
 
     @torch.no_grad()
     def move(self, positions: Tensor) -> None:

@@ -1,6 +1,8 @@
-"""What the kernels of the real-space sum read and write, for all targets."""
+"""What the kernels of the real-space sum read and write, for all targets; and how large the rows of A's sums are."""
 
 from typing import NamedTuple
+
+import torch
 
 
 class Kind(NamedTuple):
@@ -30,3 +32,17 @@ KINDS = {
         {"dx": 3, "da": 1, "u": 1, "q": 1, "x": 3, "a": 1}, {"dh": 9, "cell": 9, "beta": 1}, [1, 1, 3, 1, 9]
     ),
 }
+
+
+class Rows(NamedTuple):
+    """How large the rows of one of the sums are that make A up, for what rounding does to its products.
+
+    Attributes:
+        norm: of a row, 1/Å, for charges that have little in common.
+        longest: what an element has of the longest wave, 1/Å, for charges that have their sum in common.
+        dtype: in which it is summed.
+    """
+
+    norm: float
+    longest: float
+    dtype: torch.dtype

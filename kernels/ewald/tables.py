@@ -13,6 +13,7 @@ not notice the images in that direction (see ``reciprocal.py``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ import torch
 import vesin
 from torch import Tensor
 
+from ..ewald_mesh.errors import potential_error
 from ..ewald_mesh.parameters import choose
+from . import truncation
 from .pair_list import PairList
 
 SMALLEST_MESH = 300  # atoms; below, no mesh is worth a thought
@@ -50,6 +53,8 @@ class CoulombTables(NamedTuple):
             two, for itself and its negative, or zero.
         mesh: (Bp, 4) int64, points along the three axes and order of the B-splines where a particle mesh stands for the
             wave vectors, else zeros.
+        truncation: (B,) float64, 1/Å, a bound on the spectral norm of what the sums leave out of A, see
+            ``truncation.py``; zero for a molecule.
     """
 
     ptr: Tensor
@@ -62,6 +67,7 @@ class CoulombTables(NamedTuple):
     lines: Tensor
     waves: Tensor
     mesh: Tensor
+    truncation: Tensor
 
     def to(self, device) -> CoulombTables:
         """All tensors on ``device``."""
@@ -82,6 +88,7 @@ class CoulombTables(NamedTuple):
             self.inverse_eta[b : b + 1],
             self.periodic[rows] - b,
             *(getattr(self, name)[rows] for name in ("axes", "height", "lines", "waves", "mesh")),
+            self.truncation[b : b + 1],
         )
 
     @staticmethod
@@ -98,7 +105,7 @@ class CoulombTables(NamedTuple):
             more, longer = lines - part.lines.shape[1], length - part.waves.shape[3]
             columns["lines"].append(torch.nn.functional.pad(part.lines, (0, 0, 0, more)))
             columns["waves"].append(torch.nn.functional.pad(part.waves, (0, longer, 0, 0, 0, more)))
-            for name in ("shift", "inverse_eta", "axes", "height", "mesh"):
+            for name in ("shift", "inverse_eta", "axes", "height", "mesh", "truncation"):
                 columns[name].append(getattr(part, name))
             nodes += part.ptr.shape[0] - 1
             entries += part.neighbour.shape[0]
@@ -170,7 +177,7 @@ def coulomb_tables(
     if not pbc.any():
         ptr, neighbour = _all_pairs(n)
         shift = np.zeros((len(neighbour), 3), np.int8)
-        return _tables(ptr, neighbour, shift, 0.0, None)
+        return _tables(ptr, neighbour, shift, 0.0, None, 0.0)
 
     reach = np.sqrt(-2.0 * np.log(accuracy))
     widest = float(np.sqrt(2.0) * np.max(widths, initial=0.0))
@@ -203,7 +210,8 @@ def coulomb_tables(
     else:
         eta = own_eta if n else 1.0
 
-    i, j, shift = near_pairs(positions, cell, pbc, widths, reach, eta, skin)
+    i, j, shift, crowding = near_pairs(positions, cell, pbc, widths, reach, eta, skin)
+    left_out = truncation.pairs(crowding, reach, eta, widest)
     order = np.argsort(i, kind="stable")
     ptr = np.zeros(n + 1, np.int64)
     np.cumsum(np.bincount(i, minlength=n), out=ptr[1:])
@@ -212,15 +220,21 @@ def coulomb_tables(
     if mesh:
         no_waves = np.zeros((0, 2), np.int64), np.zeros((0, 2, 0))
         waves = axes, height, *no_waves, np.array([*chosen.dims, chosen.p])
+        density = crowding + 0.25 / eta**3  # as far as an atom feels itself
+        left_out += truncation.MESH * math.sqrt(density) * potential_error(lattice, eta, chosen.dims, chosen.p)
     else:
         waves = axes, height, *wave_indices(lattice, reach / eta), np.zeros(4, np.int64)
-    return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves)
+        left_out += truncation.waves(crowding, reach, eta)
+    if height > 0.0:
+        left_out += truncation.slab_images(n, area, height, reach * eta + 1.0, eta)
+    return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves, left_out)
 
 
 def near_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, widths: np.ndarray, reach: float, eta: float, skin: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(i, j, shift) of all pairs with r < reach max(eta, g_ij) + skin, in both directions.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(i, j, shift) of all pairs with r < reach max(eta, g_ij) + skin, in both directions; and how many atoms there are
+    in a unit volume (1/Å^3) around an atom, at most.
 
     A few wide atoms would make the list of all others long. If that is cheaper, distances from these are all computed.
     """
@@ -244,9 +258,10 @@ def near_pairs(
         positions, cell, pbc, quantities="ijSd"
     )
     i, j = i.astype(np.int64), j.astype(np.int64)
+    crowding = _crowding(i, distance, n, reach * eta)
     near = distance < reach * np.maximum(eta, np.sqrt(widths[i] ** 2 + widths[j] ** 2)) + skin
     if not wide.any():
-        return i[near], j[near], shift[near]
+        return i[near], j[near], shift[near], crowding
     near &= ~(wide[i] | wide[j])
     rows = np.flatnonzero(wide)
     apart = positions[None, :, :] - positions[rows, None, :]
@@ -265,7 +280,17 @@ def near_pairs(
         np.concatenate([i[near], row, other[back]]),
         np.concatenate([j[near], other, row[back]]),
         np.concatenate([shift[near], shifts, -shifts[back]]),
+        crowding,
     )
+
+
+def _crowding(i: np.ndarray, distance: np.ndarray, num_atoms: int, radius: float) -> float:
+    """The largest number of atoms in a unit volume within ``radius`` of an atom or half of that."""
+    densities = [0.0]
+    for r in (radius, 0.5 * radius):
+        most = np.bincount(i[distance < r], minlength=num_atoms).max(initial=0) + 1
+        densities.append(most / (4.0 / 3.0 * np.pi * r**3))
+    return float(max(densities))
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,7 +298,7 @@ def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(n + 1, dtype=np.int64) * max(n - 1, 0), others
 
 
-def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
+def _tables(ptr, neighbour, shift, inverse_eta: float, waves, left_out: float) -> CoulombTables:
     if waves is None:
         shapes = ((0, 3), np.int64), ((0,), float), ((0, 0, 2), np.int64), ((0, 0, 2, 0), float), ((0, 4), np.int64)
         waves = (np.zeros(shape, kind) for shape, kind in shapes)
@@ -291,14 +316,16 @@ def _tables(ptr, neighbour, shift, inverse_eta: float, waves) -> CoulombTables:
         lines,
         counts,
         mesh,
+        torch.tensor([left_out], dtype=torch.float64),
     )
 
 
 def molecule_tables(sizes: np.ndarray, neighbour: np.ndarray) -> CoulombTables:
     """Tables of several molecules, given their numbers of atoms and, atom by atom, all others of the same molecule."""
     ptr = np.concatenate([[0], np.repeat(sizes - 1, sizes).cumsum()])
-    tables = _tables(ptr, neighbour.astype(np.int32), np.zeros((len(neighbour), 3), np.int8), 0.0, None)
-    return tables._replace(inverse_eta=torch.zeros(len(sizes), dtype=torch.float64))
+    tables = _tables(ptr, neighbour.astype(np.int32), np.zeros((len(neighbour), 3), np.int8), 0.0, None, 0.0)
+    nothing = torch.zeros(len(sizes), dtype=torch.float64)
+    return tables._replace(inverse_eta=nothing, truncation=nothing)
 
 
 def wave_indices(lattice: np.ndarray, k_max: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..cores import count
 from ..llvm import I64
 from ..native import Call, machine_code, shares, vector_bytes
-from ..threads import count
 from . import reciprocal
+from .rows import Rows
 from .system import System
 from .wave_parts import LINES, THIRDS, WaveParts, row_length
 
@@ -64,6 +65,10 @@ class WaveTable:
         tensors = [self.line, self.third, self._base, powers, index, sign, numbers]
         self._fill = Call(machine_code(_Fill, dtype), tensors)
         self._pull, self._lanes = None, vector_bytes() // self.line.element_size()
+
+    def rows(self) -> Rows:
+        """See ``reciprocal.rows``."""
+        return reciprocal.rows(self.weights, self.num_atoms, self.dtype)
 
     def padded(self, values: Tensor) -> Tensor:
         """(lines, thirds) -> (L, M) of the tables' type."""

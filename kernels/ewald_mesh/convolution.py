@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import freed_memory
-from ..threads import torch_on_all_threads
+from ..cores import torch_on_all_threads
 
 
 def convolve(a: Tensor, g: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What errors of forces to expect of the two sums, for charges at random positions.
+"""What errors of forces and potentials to expect of the two sums, for charges at random positions.
 
-Root mean squares over the atoms, in e^2/Å^2 (forces without Coulomb's constant), with Q2 = sum q^2.
+Root mean squares over the atoms; of forces in e^2/Å^2 (without Coulomb's constant), with Q2 = sum q^2.
 """
 
 import math
@@ -42,11 +42,30 @@ def mesh_error(
         sum_q4: Q4 = sum q^4 (default: as if all charges were of the same size).
     """
     sum_q4 = sum_q2**2 / num_atoms if sum_q4 is None else sum_q4
+    cell, small, smaller = _shrunk(cell, dims)
+    pair, own = mesh_terms(cell, eta, small, p)
+    return math.sqrt((sum_q2**2 * pair * smaller + sum_q4 * own) / num_atoms)
+
+
+def potential_error(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int) -> float:
+    """That of potentials (1/Å, for charges whose squares have the mean one) over the root of the atoms' density: the
+    root of V times
+
+        sum_k sum_m {[G U(k_m)^2 - g(k_m)]^2 + G^2 U(k_m)^2 sum_(m' != m) U(k_m')^2},
+
+    in the notation of ``mesh_terms``. Without the error that an atom makes of its own potential.
+    """
+    cell, small, _ = _shrunk(cell, dims)
+    squares, *_ = _squares(cell, eta, small, p)
+    return math.sqrt(float(squares.sum()) * float(torch.linalg.det(cell).abs()))
+
+
+def _shrunk(cell: Tensor, dims: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int], float]:
+    """A cell and mesh of the same spacing that are large enough, and their volume beside the given ones'."""
     small = tuple(min(n, _POINTS) for n in dims)
-    cell = cell.detach().double().cpu()
+    cell = torch.as_tensor(cell).detach().double().cpu()
     shrink = [few / n for few, n in zip(small, dims, strict=True)]
-    pair, own = mesh_terms(cell * cell.new_tensor(shrink)[:, None], eta, small, p)
-    return math.sqrt((sum_q2**2 * pair * math.prod(shrink) + sum_q4 * own) / num_atoms)
+    return cell * cell.new_tensor(shrink)[:, None], small, math.prod(shrink)
 
 
 def mesh_terms(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int) -> tuple[float, float]:
@@ -68,6 +87,25 @@ def mesh_terms(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int) -> 
 
     where |n d| is the length of the wave vector with indices n_a d_a.
     """
+    squares, k2, g_mesh, u = _squares(cell, eta, dims, p)
+    pair = float((k2 * squares).sum())
+    reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).T
+    own = 0.0
+    # sum_m u(k_m) u(k_m-d) along each axis
+    steps = (-1, 0, 1)
+    along = [{d: (a[max(d, 0) : len(a) + min(d, 0)] * a[max(-d, 0) : len(a) - max(d, 0)]).sum(0) for d in steps}
+             for a in u]  # fmt: skip
+    for d in product(steps, steps, steps):
+        amplitude = float((g_mesh[0, :, 0, :, 0] * _outer(*(axis[k] for axis, k in zip(along, d, strict=True)))).sum())
+        wave = cell.new_tensor([a * n for a, n in zip(d, dims, strict=True)]) @ reciprocal
+        own += 0.25 * float(wave @ wave) * amplitude**2
+    return pair, own
+
+
+def _squares(
+    cell: Tensor, eta: float, dims: tuple[int, int, int], p: int
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """{...} of ``mesh_terms``, k_m^2, G and the three factors of U, all as arrays (m1, n1, m2, n2, m3, n3)."""
     g_mesh = _unfolded(influence(cell, eta, dims, p), dims)[None, :, None, :, None, :] / math.prod(dims)
     # all wave vectors k_m, as an array (m1, n1, m2, n2, m3, n3)
     first = [waves((n, n, n))[0] for n in dims]
@@ -87,18 +125,7 @@ def mesh_terms(cell: Tensor, eta: float, dims: tuple[int, int, int], p: int) -> 
     is_main = is_main[:, None, :, None, :, None]
     others = u2.masked_fill(is_main, 0.0).sum(dim=(0, 2, 4), keepdim=True)
     rest = others + (main - u2).masked_fill(is_main, 0.0)  # the sum over m' != m, without cancellation at m = 0
-    pair = float((k2 * ((g_mesh * u2 - g) ** 2 + g_mesh**2 * u2 * rest)).sum())
-
-    own = 0.0
-    # sum_m u(k_m) u(k_m-d) along each axis
-    steps = (-1, 0, 1)
-    along = [{d: (a[max(d, 0) : len(a) + min(d, 0)] * a[max(-d, 0) : len(a) - max(d, 0)]).sum(0) for d in steps}
-             for a in u]  # fmt: skip
-    for d in product(steps, steps, steps):
-        amplitude = float((g_mesh[0, :, 0, :, 0] * _outer(*(axis[k] for axis, k in zip(along, d, strict=True)))).sum())
-        wave = cell.new_tensor([a * n for a, n in zip(d, dims, strict=True)]) @ reciprocal
-        own += 0.25 * float(wave @ wave) * amplitude**2
-    return pair, own
+    return (g_mesh * u2 - g) ** 2 + g_mesh**2 * u2 * rest, k2, g_mesh, u
 
 
 def _outer(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

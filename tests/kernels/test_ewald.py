@@ -264,7 +264,7 @@ def test_a_few_wide_atoms(wide, pbc, rng, monkeypatch):
     found = []
     for seconds in (1e-12, 1e3):  # of a distance
         monkeypatch.setattr(tables_module, "_TRIED", seconds)
-        i, j, shift = tables_module.near_pairs(*arguments)
+        i, j, shift, _ = tables_module.near_pairs(*arguments)
         found.append(sorted(map(tuple, np.column_stack([i, j, shift]).tolist())))
     assert found[0] == found[1]
     assert len(set(found[0])) == len(found[0]) > 40

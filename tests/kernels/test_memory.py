@@ -10,7 +10,7 @@ KEY = (0, 0)
 
 def remember(memory: Memory, solutions) -> None:
     for number, solution in enumerate(solutions):
-        memory.keep(KEY, solution, Report(number, 0.0))
+        memory.keep(KEY, solution, Report(number, 0.0, 0.0))
 
 
 def polynomial(degree: int, steps: int, n: int = 5) -> torch.Tensor:
@@ -44,9 +44,9 @@ def test_solutions_of_other_atoms_are_forgotten():
 
 def test_each_solve_has_its_own_history_and_count():
     memory, first, second = Memory(), *polynomial(0, 2)
-    memory.keep((0, 0), first, Report(3, 0.0))
-    memory.keep((0, 1), second + 1.0, Report(2, 0.0))
-    memory.keep((0, 0), first, Report(4, 0.0))
+    memory.keep((0, 0), first, Report(3, 0.0, 0.0))
+    memory.keep((0, 1), second + 1.0, Report(2, 0.0, 0.0))
+    memory.keep((0, 0), first, Report(4, 0.0, 0.0))
     assert torch.equal(memory.guess((0, 1), first), second + 1.0)
     assert (memory.iterations(0), memory.iterations(1), memory.iterations(2)) == (7, 2, 0)
     assert memory.reports[0, 0].iterations == 4

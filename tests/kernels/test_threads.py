@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from fastlr.kernels import threads
+from fastlr.kernels import cores, threads
+from fastlr.kernels.cores import solitude
 from fastlr.kernels.threads import run_parallel, run_together
 
 pytestmark = pytest.mark.skipif(threads._team() is None, reason="PyTorch has no OpenMP team here")
@@ -20,9 +21,9 @@ def two_threads(many_cores, monkeypatch):
     monkeypatch.setattr(threads, "LATE", 1 << 62)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    threads._team().alone_until = 0.0
+    solitude.until = 0.0
     yield
-    threads._team().alone_until = 0.0
+    solitude.until = 0.0
     torch.set_num_threads(before)
 
 
@@ -66,7 +67,6 @@ def test_in_step():
             meeting.wait()
             members.append((number, size))
 
-        threads._team().alone_until = 0.0
         run_together(kernel_of(work), 0, size)
         assert sorted(members) == [(number, size) for number in range(size)]
 
@@ -76,10 +76,9 @@ def test_alone_where_others_do_not_keep_up(in_step, monkeypatch):
     """For a while, and longer each time."""
     team, caller, members = threads._team(), threading.get_ident(), []
     monkeypatch.setattr(threads, "LATE", 300_000)
-    monkeypatch.setattr(threads, "WINDOW", 10.0)
-    monkeypatch.setattr(threads, "ALONE", 0.05)
-    monkeypatch.setattr(team, "alone_until", 0.0)
-    monkeypatch.setattr(team, "_late_at", -100.0)
+    monkeypatch.setattr(cores, "WINDOW", 10.0)
+    monkeypatch.setattr(cores, "ALONE", 0.05)
+    monkeypatch.setattr(solitude, "_late_at", -100.0)
     barrier = ctypes.CFUNCTYPE(None)(team.barrier)
 
     def late(pointer, number, size):
@@ -102,19 +101,18 @@ def test_alone_where_others_do_not_keep_up(in_step, monkeypatch):
     assert [run() for _ in range(4)] == [True, True, False, False]
     time.sleep(0.06)
     assert run()
-    assert team.alone_until > time.monotonic() + 0.06
-    team.alone_until = 0.0
+    assert solitude.until > time.monotonic() + 0.06
 
 
 def test_torch_shares_nothing():
     torch.set_num_threads(3)
-    with threads.torch_on_one_thread():
+    with cores.torch_on_one_thread():
         assert torch.get_num_threads() == 1
-        assert threads.count() == 3
-        with threads.torch_on_all_threads():
+        assert cores.count() == 3
+        with cores.torch_on_all_threads():
             assert torch.get_num_threads() in (1, 3)
-        with threads.torch_on_one_thread():
-            assert threads.count() == 3
+        with cores.torch_on_one_thread():
+            assert cores.count() == 3
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
 
@@ -123,7 +121,6 @@ def test_the_barrier():
     """No thread passes before all have come, time after time."""
     barrier = ctypes.CFUNCTYPE(None)(threads.barrier_address())
     for size in (2, 3):
-        threads._team().alone_until = 0.0
         log = []
 
         def work(pointer, number, size, log=log):
@@ -146,7 +143,6 @@ def test_one_team_in_step_at_a_time():
         inside.set()
         go_on.wait(20.0)
 
-    threads._team().alone_until = 0.0
     kernel = kernel_of(slow)
     other = threading.Thread(target=run_together, args=(kernel, 0, 2))
     other.start()
@@ -178,8 +174,8 @@ def test_after_a_fork():
 
 def test_no_more_threads_than_cores(monkeypatch):
     torch.set_num_threads(7)
-    assert threads.count() == 7
-    monkeypatch.setattr(threads, "_cores", lambda: 2)
-    assert threads.count() == 2
+    assert cores.count() == 7
+    monkeypatch.setattr(cores, "_cores", lambda: 2)
+    assert cores.count() == 2
     monkeypatch.undo()
-    assert 1 <= threads._cores() <= os.cpu_count()
+    assert 1 <= cores._cores() <= os.cpu_count()
