@@ -22,7 +22,7 @@ from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged
 from .error_bound import ErrorBound
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
-from .together_cpu import EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
+from .together_cpu import BLOCKS, EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
 TERMS_OF_A_THREAD = 2_000_000
 
@@ -92,7 +92,7 @@ class Together:
         self.numbers.copy_(torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, 0, MAX_ITERATIONS]))
         self._set(constant=constant, average=average, squared_eta=squared_eta)
         tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
-        tensors |= {"sums": torch.zeros(self.threads, SLOTS, dtype=torch.float64)}
+        tensors |= {"sums": torch.zeros(BLOCKS, SLOTS, dtype=torch.float64)}
         tensors |= {"numbers": self.numbers, "scalars": self.scalars}
         self._call = Call(machine_code(Iterations, pairs.dtype), [tensors[name] for name in TENSORS])
         self.moved(system)
