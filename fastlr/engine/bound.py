@@ -44,6 +44,9 @@ class Bound:
         is_cell = graph.pbc.all(dim=1)
         volume = torch.linalg.det(graph.cell).abs() if bool(is_cell.any()) else is_cell.double()
         self.per_volume = torch.where(is_cell, 1.0 / volume, torch.nan)[:, None, None]
+        # moments that no structure of the batch has
+        self.no_moment = torch.full_like(graph.cell[:, 0], torch.nan)
+        self.has_dipole, self.has_polarisation = not bool(graph.pbc.any(dim=1).all()), not bool(is_cell.all())
 
         geometry = self.geometry
         self._prepare = Stage("edges: vectors, harmonics, places in the tables", geometry.prepare, geometry.preparation)
@@ -92,11 +95,15 @@ class Bound:
             if self.charged:
                 out["forces"] -= self.by_charges.position
                 out["virial"] += self.by_charges.strain
-                out["polarisation"] = polarisation(graph, self.by_charges.potential)
+                out["polarisation"] = self.no_moment
+                if self.has_polarisation:
+                    out["polarisation"] = polarisation(graph, self.by_charges.potential)
                 out["potential"] = self.by_charges.total
             out["stress"] = out["virial"] * self.per_volume
         self.graph = None
-        return out | dipole(graph, out)
+        if self.charged:
+            out |= dipole(graph, out) if self.has_dipole else {"dipole": self.no_moment}
+        return out
 
     def electronegativities(self, graph: Graph) -> Tensor:
         """See ``plan.Plan.electronegativities``."""

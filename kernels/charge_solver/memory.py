@@ -40,8 +40,10 @@ class Memory:
             return None
         if self._is_same_step:
             return kept[0].to(like.device)
-        factors = torch.tensor([(-1) ** k * comb(len(kept), k + 1) for k in range(len(kept))], dtype=like.dtype)
-        return (factors @ torch.stack(list(kept))).to(like.device)
+        guess = len(kept) * kept[0]
+        for k in range(1, len(kept)):
+            guess.add_(kept[k], alpha=(-1) ** k * comb(len(kept), k + 1))
+        return guess.to(like.device)
 
     def keep(self, key: tuple[int, int], solution: Tensor, report) -> None:
         """Remember the solution of this step; ``key`` is the structure and the number of the solve."""
