@@ -55,12 +55,12 @@ class E3nn(Contestant):
         paths, instructions = [], []
         for path in program.paths:
             instructions.append((path.block1, path.block2, len(paths), "uvu", True))
-            paths.append((path.mul, program.irreps_out[path.block3].ir))
+            paths.append(f"{path.mul}x{program.irreps_out[path.block3].ir}")
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # the precision of e3nn's coefficients
         try:
             self.product = o3.TensorProduct(
-                program.irreps_in, program.irreps_edge, o3.Irreps(paths), instructions,
+                str(program.irreps_in), str(program.irreps_edge), "+".join(paths), instructions,
                 shared_weights=False, internal_weights=False,
             ).to(device)  # fmt: skip
         finally:

@@ -8,7 +8,7 @@ from fastlr.kernels.tensor_product.naive import NaiveConvolution
 from fastlr.kernels.tensor_product.program import Program
 from torch import Tensor
 
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 from .contestants import Contestant, contestants
 from .problems import PROBLEMS, adjacency, inputs

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 from .coulomb_peers import PEERS, CoulombPeer
 from .coulomb_tuning import error, truncation, tune

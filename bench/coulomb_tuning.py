@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 from .coulomb_peers import CoulombPeer
 from .machine import synchronize

@@ -20,7 +20,7 @@ from ase.build import bulk
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 from .electrostatics_fastlr import EQUILIBRATION
 from .equilibration_peers import EQUILIBRATION_PEERS, Equilibration, EquilibrationPeer, bordered, molecular_matrix

@@ -122,7 +122,6 @@ def radial_table(dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
 
 def node_update(dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
     """Gates of hidden features with one parity a degree, as NequIP's presets have them, and with both; linear maps."""
-    from e3nn.o3 import Irreps
     from fastlr.kernels.gate import triton
     from fastlr.kernels.irreps_linear import triton as linear
 
@@ -134,7 +133,7 @@ def node_update(dtype: torch.dtype, lanes: int) -> Iterator[Variant]:
         name, constants = "linear" + ", transposed" * transposed, linear.TILE | {"TRANSPOSED": transposed}
         yield Variant(name, linear.linear_kernel, types, constants, linear.WARPS)
     for hidden in ("128x0e+64x1o+32x2e+32x3o", "32x0e+32x0o+32x1e+32x1o+32x2e+32x2o"):
-        layout = Gate(Irreps(hidden)).layout
+        layout = Gate(hidden).layout
         for name in ("gate", "backward", "double_backward"):
             kernel = triton.gate_kernel(name, layout)
             types = _all(POINTER[dtype], [key for key in kernel.arg_names if key != "BLOCK"])

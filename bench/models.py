@@ -11,7 +11,7 @@ from fastlr.graph import Graph
 from fastlr.models import build_model, parse_config
 from fastlr.models.derivatives import evaluate
 from fastlr.models.tables import tabulate
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 from fastlr.potential import Potential, coulomb_settings
 
 from .nequip_peer import nequip_data, nequip_model

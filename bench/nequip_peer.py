@@ -13,7 +13,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 # Libraries of kernels that the package knows: what is imported, and the name of the modification.
 KERNELS = {

@@ -9,8 +9,8 @@ import torch
 import vesin
 from ase import Atoms
 from ase.build import bulk, molecule
-from e3nn.o3 import Irreps
 from fastlr.kernels.adjacency import Adjacency
+from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.tensor_product.program import Program
 
 

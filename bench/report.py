@@ -2,9 +2,10 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from fastlr.kernels.files import replacing
 
 from . import machine
 
@@ -15,9 +16,8 @@ def save(path: str | Path, name: str, results: list[dict], device: str = "cpu") 
     record = {"benchmark": name, "machine": machine.describe(device), "limits": machine.limits(device)}
     record["results"] = [with_floors(result, record["limits"]) for result in results]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def save_csv(path: str | Path, rows: Iterable[dict]) -> list[dict]:

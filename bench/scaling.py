@@ -23,7 +23,7 @@ from fastlr.kernels.ewald.tables import coulomb_tables
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT, HARTREE
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 from .equilibration import exact_charges
 from .equilibration_peers import Equilibration

@@ -13,7 +13,7 @@ import torch
 
 import fastlr
 from fastlr.backends import resolve
-from fastlr.engine.proof import box
+from fastlr.checks.inference import box
 from fastlr.engine.steps import Steps
 from fastlr.models import build_model
 from fastlr.models.derivatives import evaluate

@@ -57,7 +57,7 @@ def table(folder: Path = RESULTS) -> list[str]:
     """Lines of Markdown."""
     lines = ["| | fastlr (ms) | beside it | (ms) | ratio |", "|---|---|---|---|---|"]
     for row in ROWS:
-        results = json.loads((folder / f"{row.file}.json").read_text())["results"]
+        results = json.loads((folder / f"{row.file}.json").read_text(encoding="utf-8"))["results"]
         times = next(r for r in results if r["problem"].startswith(row.problem))["times"][row.phase]
         ours, theirs = times[row.ours], times[row.theirs]
         lines.append(

@@ -14,7 +14,19 @@ import torch
 
 from .errors import BackendError
 
-OPERATIONS = ("tensor_product", "edge_basis", "tabulated_product", "charge_equilibration")
+# One operation for every folder of kernels, each of which has a specification, ``naive.py``.
+OPERATIONS = (
+    "tensor_product",
+    "tabulated_product",
+    "radial_table",
+    "edge_basis",
+    "irreps_linear",
+    "gate",
+    "message_passing",
+    "charge_equilibration",
+    "ewald",
+    "ewald_mesh",
+)
 
 
 @dataclass(frozen=True)
@@ -23,14 +35,16 @@ class Backend:
 
     Attributes:
         implements: operation -> "module:attribute". ``tensor_product`` is a factory that takes a ``Program``, a device
-            and a float type and returns a module, ``tabulated_product`` one that takes a ``Program``; the other
-            operations are plain functions.
+            and a float type and returns a module, ``tabulated_product`` one that takes a ``Program``; ``ewald_mesh`` is
+            a pair of functions; the other operations are plain functions.
         obstacle: given a device and a float type, says why the backend cannot serve there, or returns None.
+        executor: "module:attribute" of what evaluates whole models faster than operation by operation, or None.
     """
 
     name: str
     implements: dict[str, str]
     obstacle: Callable[[torch.device, torch.dtype], str | None]
+    executor: str | None = None
 
 
 def _cuequivariance_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -55,9 +69,14 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 _FUSED = {
     "tensor_product": "fastlr.backends:_fused_tensor_product",
-    "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
     "tabulated_product": "fastlr.kernels.tabulated_product.op:TabulatedConvolution",
+    "radial_table": "fastlr.kernels.radial_table.op:interpolate",
+    "edge_basis": "fastlr.kernels.edge_basis.op:edge_basis",
+    "irreps_linear": "fastlr.kernels.irreps_linear.op:irreps_linear",
+    "gate": "fastlr.kernels.gate.op:gate",
     "charge_equilibration": "fastlr.kernels.charge_solver.op:equilibrate",
+    "ewald": "fastlr.kernels.ewald.coulomb:coulomb_energy",
+    "ewald_mesh": "fastlr.kernels.ewald_mesh.op:MESH",
 }
 BACKENDS = {
     backend.name: backend
@@ -66,9 +85,15 @@ BACKENDS = {
             "reference",
             {
                 "tensor_product": "fastlr.backends:_reference_tensor_product",
-                "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
                 "tabulated_product": "fastlr.kernels.tabulated_product.naive:NaiveTabulatedConvolution",
+                "radial_table": "fastlr.kernels.radial_table.naive:interpolate",
+                "edge_basis": "fastlr.kernels.edge_basis.naive:edge_basis",
+                "irreps_linear": "fastlr.kernels.irreps_linear.naive:irreps_linear",
+                "gate": "fastlr.kernels.gate.naive:gate",
+                "message_passing": "fastlr.kernels.message_passing.naive:message_passing",
                 "charge_equilibration": "fastlr.kernels.charge_solver.naive:equilibrate",
+                "ewald": "fastlr.kernels.ewald.naive:coulomb_energy",
+                "ewald_mesh": "fastlr.kernels.ewald_mesh.naive:MESH",
             },
             lambda device, dtype: None,
         ),
@@ -77,8 +102,13 @@ BACKENDS = {
             {"tensor_product": "fastlr.backends:_cuequivariance_tensor_product"},
             _cuequivariance_obstacle,
         ),
-        Backend("triton", _FUSED, _triton_obstacle),
-        Backend("cpu", _FUSED, _cpu_obstacle),
+        Backend("triton", _FUSED, _triton_obstacle, "fastlr.engine.captured:Captured"),
+        Backend(
+            "cpu",
+            {**_FUSED, "message_passing": "fastlr.kernels.message_passing.op:message_passing"},
+            _cpu_obstacle,
+            "fastlr.engine.plan:Plan",
+        ),
     )
 }
 
@@ -118,22 +148,38 @@ class Operations:
     dtype: torch.dtype
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def _function(self, operation: str):
-        module, attribute = BACKENDS[self.chosen[operation]].implements[operation].split(":")
-        return getattr(import_module(module), attribute)
+    def function(self, operation: str):
+        """What serves ``operation``: a function, or for tensor products a factory of modules."""
+        return _named(BACKENDS[self.chosen[operation]].implements[operation])
+
+    @property
+    def executor(self):
+        """The class that evaluates whole models on this backend, or None."""
+        name = BACKENDS[self.backend].executor
+        return None if name is None else _named(name)
 
     def tensor_product(self, program) -> torch.nn.Module:
         """A module that convolves according to ``program``."""
-        return self._function("tensor_product")(program, self.device, self.dtype)
+        return self.function("tensor_product")(program, self.device, self.dtype)
 
     @property
     def edge_basis(self):
         """See ``kernels/edge_basis/naive.py``."""
-        return self._function("edge_basis")
+        return self.function("edge_basis")
+
+    @property
+    def irreps_linear(self):
+        """See ``kernels/irreps_linear/naive.py``."""
+        return self.function("irreps_linear")
+
+    @property
+    def gate(self):
+        """See ``kernels/gate/naive.py``."""
+        return self.function("gate")
 
     def tabulated_product(self, program) -> torch.nn.Module:
         """A module that convolves according to ``program`` with weights from a table."""
-        return self._function("tabulated_product")(program).to(self.device)
+        return self.function("tabulated_product")(program).to(self.device)
 
     def offers(self, operation: str) -> bool:
         """Whether the named backend itself serves ``operation``."""
@@ -142,7 +188,7 @@ class Operations:
     @property
     def charge_equilibration(self):
         """See ``kernels/charge_solver/naive.py``."""
-        return self._function("charge_equilibration")
+        return self.function("charge_equilibration")
 
     def table(self) -> list[tuple[str, str, str]]:
         """(operation, backend that serves it, remark) for every operation."""
@@ -154,6 +200,12 @@ class Operations:
                 remark = f"not by {self.backend}: {self.left_out[operation]}"
             rows.append((operation, served_by, "" if served_by == self.backend else remark))
         return rows
+
+
+def _named(name: str):
+    """The object called "module:attribute"."""
+    module, attribute = name.split(":")
+    return getattr(import_module(module), attribute)
 
 
 def obstacle(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:

@@ -4,40 +4,60 @@ The header's metadata holds one entry, ``fastlr``, a JSON object with
 
     format_version  integer, see ``FORMAT_VERSION``
     config          the model configuration (``fastlr.models.config``)
-    units           the units of everything the model predicts
+    units           the units of everything the model predicts, see ``UNITS``
+    conventions     what else the meaning of the weights depends on, see ``CONVENTIONS``
     card            free-form model card: what it was trained on, its errors on held-out data, where it fails
+
+Files in which units or conventions are not stated have those below, which are all that this version knows.
 """
 
 import json
-import os
 from pathlib import Path
+from reprlib import repr as shortened
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .constants import COULOMB_CONSTANT
 from .errors import CheckpointError, ConfigError
+from .foreign import advice
+from .kernels.files import replacing
+from .kernels.gate.layout import SILU_SCALE, TANH_SCALE
 from .models.config import ModelConfig, parse_config
 
 FORMAT_VERSION = 1
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 UNITS = {"energy": "eV", "length": "Å", "charge": "e", "stress": "eV/Å^3"}
+CONVENTIONS = {
+    "couplings": "e3nn 0.6",  # signs; ``kernels/tensor_product/coupling.py`` has the definition
+    "components": "-l ... l about y",  # the order of real harmonics within an irrep
+    "harmonics": "component",  # |Y_l|^2 = 2 l + 1, and couplings of unit norm for each output component
+    "linear_maps": "element",  # divided by the square root of the number of inputs
+    "irreps": "by degree, odd first",  # the order of the outputs of a convolution
+    "paths": "by input, edge, output",  # the order of the weights of a convolution
+    "coulomb_constant": COULOMB_CONSTANT,  # eV Å / e^2
+    "gaussian_widths": "covalent radii, Cordero 2008",  # where the configuration states none
+    "silu_scale": SILU_SCALE,
+    "tanh_scale": TANH_SCALE,
+}
 
 
 def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torch.Tensor], card: dict) -> None:
     """Write a model file; an existing one is replaced only when the new one is complete."""
-    path = Path(path)
-    header = {"format_version": FORMAT_VERSION, "config": config.model_dump(), "units": UNITS, "card": card}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "config": config.model_dump(),
+        "units": UNITS,
+        "conventions": CONVENTIONS,
+        "card": card,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
-        umask = os.umask(0)  # safetensors makes the file private; a model is a file like any other
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        partial.chmod(mode)  # safetensors makes the file private; a model is a file like any other
 
 
 def read_header(path: str | Path) -> tuple[ModelConfig, dict]:
@@ -55,7 +75,8 @@ def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
 
     Raises:
         CheckpointError: no such file; not a safetensors file (or a truncated one); not a fastlr model or one of a newer
-            format; an invalid configuration; weights that are not finite or too few for the configuration.
+            format; other units or conventions; an invalid configuration; weights that are not finite or too few for
+            the configuration.
     """
     with _open(path) as file:
         config, card = _parse_header(path, file.metadata())
@@ -112,12 +133,15 @@ def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str
 
 
 def _open(path):
-    path = Path(path)
+    path, advised = Path(path), advice(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
+        also = f", nor would fastlr load one of that name: {advised}" if advised else ""
+        raise CheckpointError(f"{path}: no such model file{also}")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if advised:
+            raise CheckpointError(f"{path}: not a model file of fastlr: {advised}") from None
         hint = ""
         with path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
@@ -137,7 +161,19 @@ def _parse_header(path, metadata: dict | None) -> tuple[ModelConfig, dict]:
         raise CheckpointError(
             f"{path}: format version {version!r}; this fastlr reads version {FORMAT_VERSION}; update fastlr"
         )
+    for name, known in (("units", UNITS), ("conventions", CONVENTIONS)):
+        _check_stated(path, name, header.get(name, {}), known)
     try:
         return parse_config(config), card
     except ConfigError as error:
         raise CheckpointError(f"{path}: invalid configuration: {error}") from None
+
+
+def _check_stated(path, name: str, stated, known: dict) -> None:
+    """Refuse units or conventions that the header states other than they are known."""
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"{path}: '{name}' of its header is no object but {shortened(stated)}")
+    for key, value in stated.items():
+        if key not in known or value != known[key]:
+            ours = f"only knows {known[key]!r}" if key in known else "does not know it"
+            raise CheckpointError(f"{path}: {name}: {shortened(key)} is {shortened(value)}; this fastlr {ours}")

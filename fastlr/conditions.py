@@ -49,10 +49,18 @@ class Conditions:
     @property
     def constraints(self) -> Constraints | None:
         """As the solver of the charges takes them."""
-        given = None if bool(self.chemical_potential.isnan().all()) else self.chemical_potential
-        if self.fragment is None and given is None:
+        return None if self.fragment is None else Constraints(self.fragment, self.fragment_charge)
+
+    @property
+    def has_potentials(self) -> bool:
+        """Whether the chemical potential of a structure is given."""
+        return not bool(self.chemical_potential.isnan().all())
+
+    def without_potentials(self) -> Conditions | None:
+        """The rest, where total charges have been found; None if nothing is left."""
+        if self.fragment is None and not bool(self.potential.any() or self.field.any()):
             return None
-        return Constraints(self.fragment, self.fragment_charge, given)
+        return replace(self, chemical_potential=torch.full_like(self.chemical_potential, torch.nan))
 
     @staticmethod
     def none(num_structures: int, num_nodes: int) -> Conditions:
@@ -124,14 +132,15 @@ def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Condit
         found = replace(found, chemical_potential=_numbers(atoms.info, "chemical_potential", (), name)[None])
         if charge:
             raise InputError(f"{name}: both a chemical potential and a charge of {charge:g} e are given; choose one")
-        if 0 < atoms.pbc.sum() < 3:
-            raise InputError(f"{name}: the potential of a charged slab has no zero; give its charge instead")
     if "fragment" in atoms.arrays or "fragment_charge" in atoms.info:
         fragment, fragment_charge = _fragments(atoms, name)
         found = replace(found, fragment=fragment, fragment_charge=fragment_charge)
         total = float(fragment_charge.sum())
         if has_potential:
-            raise InputError(f"{name}: both charges of fragments and a chemical potential are given; choose one")
+            raise InputError(
+                f"{name}: the charges of its fragments fix its total charge, which leaves none to be found at a "
+                "chemical potential; choose one"
+            )
         if charge is not None and abs(charge - total) > 1e-6:
             raise InputError(f"{name}: its charge is {charge:g} e, but those of its fragments add up to {total:g} e")
         charge = total

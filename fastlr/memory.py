@@ -1,5 +1,6 @@
 """How much memory an evaluation needs, and how much there is."""
 
+import ctypes
 import os
 from typing import NamedTuple
 
@@ -17,11 +18,35 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             line = next(line for line in file if line.startswith("MemAvailable"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return _free_on_windows() if hasattr(ctypes, "windll") else _half_of_all()
+
+
+def _half_of_all() -> int:
+    """Half of the physical memory, where the system does not tell what is free (macOS)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_on_windows() -> int:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        raise OSError("Windows does not tell how much memory is free; give memory_budget, in bytes")
+    return status.free
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("percent_in_use", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("free", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    )
 
 
 class Counts(NamedTuple):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
-from .engine.captured import LARGEST, Captured
-from .engine.charges import ACCURACY, PRODUCTS
-from .engine.parts import TooLarge, evaluate_in_parts
-from .engine.plan import Plan
-from .engine.proof import prove
+from .checks.inference import InferenceCheck, check_inference
+from .checks.operations import Parity, check_operations
+from .checks.stored import fingerprint, stored
+from .engine.charges import ACCURACY, PRODUCTS, require_right_charges
+from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_large_charges
+from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
@@ -26,9 +28,8 @@ from .memory import Counts, MemoryModel, available_bytes
 from .models import ModelConfig, build_model
 from .models.derivatives import evaluate
 from .models.pieces import Pieces
-from .models.tables import find_size, tabulate, without_tables
+from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
-from .parity import check_parity
 from .pretrained import available_models, model_path
 
 
@@ -45,9 +46,16 @@ class Prediction:
         electronegativities: (n,) eV/e; None for models without charges.
         coulomb_energy: eV; None for models without charges.
         external_energy: eV, of the charges in external potentials and fields (see ``conditions.conditions_of``), zero
-            without; where a chemical potential is given instead of the charge Q, less Q times that. None for models
-            without charges. It is part of the energy, whose derivatives are the forces.
-        dipole: (3,) e Å about the origin; None for periodic structures and models without charges.
+            without; None for models without charges. It is part of the energy, whose derivatives are the forces.
+        dipole: (3,) e Å, sum of q r about the origin; None for periodic structures and models without charges. It is
+            not -dE/dF in a field F, since the short-range energy depends on the charges, too: see ``polarisation``.
+        polarisation: (3,) e Å, -dE/dF about the origin, of slabs its part along the normal; None for cells, for models
+            without charges, and without forces.
+        total_charge: e, Q; None for models without charges.
+        potential: eV/e, dE/dQ; None for models without charges, where charges of fragments are given, and without
+            forces.
+        grand_energy: eV, E - mu Q where a chemical potential mu is given and Q is found: forces and stress are then its
+            derivatives at constant mu. None otherwise.
         charge_solution: how the iteration for the charges went, with a bound on their error; None where they were
             solved for directly.
     """
@@ -61,6 +69,10 @@ class Prediction:
     coulomb_energy: float | None = None
     external_energy: float | None = None
     dipole: np.ndarray | None = None
+    polarisation: np.ndarray | None = None
+    total_charge: float | None = None
+    potential: float | None = None
+    grand_energy: float | None = None
     charge_solution: Report | None = None
 
 
@@ -131,38 +143,68 @@ class Potential:
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
         without_tables(self.model)
-        self.operations, self.plan, self.proof = operations, None, None
-        self.tables, self.no_plan, self.captured = None, Plan.obstacle(operations), None
+        self.operations, self.plan, self.captured, self.tables = operations, None, None, None
+        self.parity: list[Parity] = []
+        self.inference_check: InferenceCheck | None = None
+        self._parts_are_checked = False
+        self.no_plan: str | None = f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
+        if operations.backend == "cpu":
+            self.tables = self._table_size()
+            self.no_plan = None if self.tables else "no radial table is fine enough for this model"
         if self.no_plan is None:
-            self.tables = find_size(self.model)
-            if self.tables is None:
-                self.no_plan = "no radial table is fine enough for this model"
-        if self.no_plan is None:
-            self.parity = check_parity(self.model, operations, ["charge_equilibration"])
-            self.plan = Plan(self.model, self.tables[0])
-            self.proof = prove(self.plan, self.model, coulomb_settings(self.config), inference_settings(self.config))
-            self._memory = self.plan.memory
-            return self
-        self.parity = check_parity(self.model, operations)
+            self._plan()
+        else:
+            self._operate(device)
+        return self
+
+    def _plan(self) -> None:
+        """Evaluate by the inference plan."""
+        plan = self.operations.executor(self.model, self.tables[0])
+        checks = [self._checked(run) for run in plan.regimes()]
+        self.inference_check = max(checks, key=lambda check: check.forces)
+        self.plan, self._memory = plan, plan.memory
+
+    def _operate(self, device: torch.device) -> None:
+        """Evaluate operation by operation, by autograd."""
+        operations = self.operations
+        self.parity = check_operations(self.model, operations)
         dense = operations.chosen["charge_equilibration"] == "reference"
         self._memory = MemoryModel.of_autograd(self.model, dense)
         # those who choose float64 want the digits that a table's derivatives lack
         if operations.chosen["tabulated_product"] != "reference" and self.config.torch_dtype == torch.float32:
-            self.tables = tabulate(self.model, keep=True)
-        if device.type == "cuda" and operations.chosen["tabulated_product"] == "triton":
+            self.tables = self._table_size()
+            if self.tables is not None:
+                interpolate_networks(self.model, self.tables[0], keep=True)
+        if operations.executor is not None and operations.backend != "cpu":
             self._capture()
-        return self
+        elif operations.backend != "reference":
+            self.inference_check = self._checked(lambda graph: evaluate(self.model, graph.to(device)))
 
     def _capture(self) -> None:
         """Launch the kernels of small structures together, if this GPU can."""
-        captured = Captured(self.model)
+        captured = self.operations.executor(self.model)
         try:
-            self.proof = prove(captured, self.model, coulomb_settings(self.config), inference_settings(self.config))
+            self.inference_check = self._checked(captured.evaluate)
+        except BackendError:
+            raise
         except RuntimeError as error:  # of CUDA
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(f"kernels are launched one by one, for no CUDA graph could be made: {reason}", stacklevel=3)
             return
         self.captured = captured
+
+    def _checked(self, run: Callable[[Graph], dict[str, torch.Tensor]]) -> InferenceCheck:
+        return check_inference(run, self.model, coulomb_settings(self.config), inference_settings(self.config))
+
+    def _table_size(self) -> tuple[int, float] | None:
+        """As ``find_size``, from disk if that was found before."""
+
+        def find() -> dict[str, torch.Tensor]:
+            size, error = find_size(self.model) or (0, 0.0)
+            return {"intervals": torch.tensor(size), "error": torch.tensor(error, dtype=torch.float64)}
+
+        found = stored("table_size", fingerprint(self.model), find)
+        return (int(found["intervals"]), float(found["error"])) if found["intervals"] else None
 
     @property
     def device(self) -> torch.device:
@@ -243,15 +285,25 @@ class Potential:
         """
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
+        if is_fixed(graph):  # which takes the derivative by the total charge
+            run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
+            out, found = evaluate_at_potential(run, self.model.equilibration, graph)
+            warn_of_large_charges(found, structures, start)
+            return _split(out, found, start, structures, graph.conditions.chemical_potential, forces)
+        return _split(self._run(graph, forces, in_parts, f"structure {start}"), graph, start, structures)
+
+    def _run(self, graph: Graph, forces: bool = True, in_parts: bool = False, name: str = "") -> dict:
+        """Results of a batch whose charges are given."""
         if in_parts:
-            out = self._in_parts(graph, f"structure {start}", forces)
-        elif self.plan is not None:
-            out = self.plan.evaluate(graph, forces=forces)
-        elif self.captured is not None:
-            out = self.captured.evaluate(graph, forces=forces)
-        else:
-            out = evaluate(self.model, graph.to(self.device), forces=forces)
-        return _split(out, graph, start, structures)
+            return self._in_parts(graph, name, forces)
+        if self.plan is not None:
+            return self.plan.evaluate(graph, forces=forces)
+        if self.captured is not None:
+            return self.captured.evaluate(graph, forces=forces)
+        on_device = graph.to(self.device)
+        if self.has_charges:
+            require_right_charges(self.model.equilibration, on_device, by_autograd=True)
+        return evaluate(self.model, on_device, forces=forces)
 
     def check_memory(self, graph: Graph) -> bool:
         """Whether one structure is so large that it has to be evaluated part by part."""
@@ -262,8 +314,11 @@ class Potential:
         # what parts are taken from, and the charges, which have none
         whole = graph.num_bytes + needed(Counts.of(graph).charges) - needed(Counts(0, 0))
         left = self._budget() - whole
+        plan = self.plan or Pieces(self.model)
+        if not self._parts_are_checked:
+            self._checked(lambda box: evaluate_in_parts(plan, box, halved(), forces=True))
+            self._parts_are_checked = True
         try:
-            plan = self.plan or Pieces(self.model)
             return evaluate_in_parts(plan, graph, lambda part: needed(Counts.of(part)) <= left, forces=forces)
         except TooLarge as error:
             least = whole + needed(Counts.of(error.part))
@@ -339,10 +394,12 @@ class Potential:
         if self.plan is None:
             lines.append(f"  no inference plan: {self.no_plan}")
             if self.captured is not None:
-                lines.append(f"  kernels of up to {LARGEST:,} edges are launched together; {self.proof}")
+                lines.append(f"  kernels of up to {self.captured.LARGEST:,} edges are launched together")
+            if self.inference_check is not None:
+                lines.append(f"  {self.inference_check}")
             return "\n".join(lines)
         weights, buffers = (f"{size / 2**20:.1f} MiB" for size in self.plan.num_bytes)
-        lines.append(f"  inference plan       {self.operations.backend:<15} {self.proof}")
+        lines.append(f"  inference plan       {self.operations.backend:<15} {self.inference_check}")
         lines.append(f"  weights and tables {weights}, buffers {buffers}; stages:")
         lines += [f"    {stage.name}" for stage in self.plan.stages()]
         return "\n".join(lines)
@@ -384,8 +441,22 @@ def single_graph(
     return Graph.single(atoms, config.species, config.r_max, inference_settings(config), charge, index, skin)
 
 
-def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -> Iterator[Prediction]:
-    """The tensors of a batch as one ``Prediction`` a structure."""
+def _split(
+    out: dict[str, torch.Tensor],
+    graph: Graph,
+    start: int,
+    structures,
+    given: torch.Tensor | None = None,
+    forces: bool = True,
+) -> Iterator[Prediction]:
+    """The tensors of a batch as one ``Prediction`` a structure.
+
+    Args:
+        given: (B,) chemical potentials, eV/e, NaN where none is given.
+        forces: whether forces and stress are wanted.
+    """
+    if not forces:
+        out = {key: value for key, value in out.items() if key not in ("forces", "stress")}
     arrays = {key: value.double().cpu().numpy() for key, value in out.items()}
     ptr, is_cell, is_free = (t.tolist() for t in (graph.node_ptr, graph.pbc.all(dim=1), ~graph.pbc.any(dim=1)))
     for b in range(graph.num_structures):
@@ -407,6 +478,12 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
             coulomb_energy=per_structure("coulomb_energy"),
             external_energy=per_structure("external_energy"),
             dipole=arrays["dipole"][b].copy() if "dipole" in arrays and is_free[b] else None,
+            polarisation=_known(arrays, "polarisation", b),
+            total_charge=float(graph.charge[b]) if "charges" in arrays else None,
+            potential=None
+            if (value := _known(arrays, "potential", b)) is None or ptr[b] == ptr[b + 1]
+            else float(value),
+            grand_energy=_grand(arrays["energy"][b], graph.charge[b], None if given is None else given[b]),
             charge_solution=graph.memory.reports.get((b, 0)) if graph.memory is not None else None,
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
@@ -416,6 +493,21 @@ def _split(out: dict[str, torch.Tensor], graph: Graph, start: int, structures) -
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
+
+
+def _known(arrays: dict[str, np.ndarray], key: str, b: int) -> np.ndarray | None:
+    """What is known of a structure, as a copy; None where it is NaN."""
+    return None if key not in arrays or np.isnan(arrays[key][b]).any() else arrays[key][b].copy()
+
+
+def _potential(arrays: dict[str, np.ndarray], b: int) -> float | None:
+    value = _known(arrays, "potential", b)
+    return None if value is None else float(value)
+
+
+def _grand(energy: float, charge: float, given: float | None) -> float | None:
+    """E - mu Q, None where no potential is given."""
+    return None if given is None or bool(given.isnan()) else float(energy - given * charge)
 
 
 class _progress:

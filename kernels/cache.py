@@ -2,14 +2,23 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
+
+from .files import replacing
 
 
 def directory() -> Path:
     """Where they are: $FASTLR_CACHE, or fastlr/ in the user's cache directory."""
-    root = os.environ.get("FASTLR_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastlr"
+    if root := os.environ.get("FASTLR_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "fastlr"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a user without an entry in the list of users, as in containers
+        raise FileNotFoundError(str(error)) from None
 
 
 def read(name: str) -> bytes | None:
@@ -26,8 +35,7 @@ def write(name: str, content: bytes) -> None:
     """Keep a file. Where none can be written, the work is done again next time."""
     try:
         directory().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory(), delete=False) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.replace(file.name, directory() / name)
+        with replacing(directory() / name) as partial:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError:
         return

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,27 +16,12 @@ import llvmlite.binding as llvm
 import numpy as np
 import torch
 
-from . import cache
-from .threads import provide_barrier, run_parallel, run_together
+from . import cache, cores, jit
+from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
-
-
-@lru_cache(None)
-def target_machine():
-    """LLVM's description of this very CPU."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
-        reloc="pic",
-        codemodel="small",
-    )
+_addresses: dict[str, int] = {}  # of functions, by symbol
 
 
 @lru_cache(None)
@@ -45,14 +31,6 @@ def vector_bytes() -> int:
     if features.get("avx512f"):
         return 64
     return 32 if features.get("avx2") else 16
-
-
-@lru_cache(None)
-def _engine():
-    provide_barrier()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
-    engine.finalize_object()
-    return engine
 
 
 def compiled(name: str, recipe: str, source: Callable[[], str]):
@@ -65,17 +43,21 @@ def compiled(name: str, recipe: str, source: Callable[[], str]):
     """
     symbol = f"{name}_{hashlib.sha256(f'{_stamp()}{recipe}'.encode()).hexdigest()[:24]}"
     with _lock:
-        engine = _engine()
-        address = engine.get_function_address(symbol)
-        if not address:
-            code = cache.read(f"{symbol}.o")
-            if code is None:
-                code = _compile(source().replace(f'@"{name}"', f'@"{symbol}"'))
-                cache.write(f"{symbol}.o", code)
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-            engine.finalize_object()
-            address = engine.get_function_address(symbol)
-    return _SIGNATURE(address)
+        if symbol not in _addresses:
+            _addresses[symbol] = _load(symbol, lambda: source().replace(f'@"{name}"', f'@"{symbol}"'))
+    return _SIGNATURE(_addresses[symbol])
+
+
+def _load(symbol: str, source: Callable[[], str]) -> int:
+    """Address of a function: from the cache, or compiled where the cache has none or one that cannot be loaded."""
+    imports = {BARRIER: barrier_address()}
+    code = cache.read(f"{symbol}.o")
+    if code is not None:
+        with suppress(RuntimeError):
+            return jit.addresses(code, [symbol], imports)[0]
+    code = jit.object_code(source())
+    cache.write(f"{symbol}.o", code)
+    return jit.addresses(code, [symbol], imports)[0]
 
 
 @lru_cache(None)
@@ -88,25 +70,12 @@ def machine_code(kernel, dtype: torch.dtype, *options: int):
 @lru_cache(None)
 def _stamp() -> str:
     own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
-    features = llvm.get_host_cpu_features().flatten()
-    return f"{own.hexdigest()} {llvm.llvm_version_info} {target_machine().triple} {llvm.get_host_cpu_name()} {features}"
-
-
-def _compile(source: str) -> bytes:
-    machine = target_machine()
-    module = llvm.parse_assembly(source)
-    module.triple = machine.triple
-    module.data_layout = str(machine.target_data)
-    module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+    cpu = f"{jit.target_machine().triple} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    return f"{own.hexdigest()} {llvm.llvm_version_info} {cpu}"
 
 
 def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:
-    """Run ``kernel`` over all rows, shared out among PyTorch's number of threads.
+    """Run ``kernel`` over all rows, shared out among the threads there are (``threads.count``).
 
     Args:
         tensors: what the kernel works on.
@@ -119,14 +88,14 @@ def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimu
 def shares(rows: torch.Tensor | int, minimum_work: int = 256) -> np.ndarray:
     """Where the share of each thread begins, and where the last ends; arguments as of ``launch``."""
     num_rows = rows if isinstance(rows, int) else rows.shape[0] - 1
-    threads = min(torch.get_num_threads(), num_rows)
-    if threads > 1:
+    number = min(cores.count(), num_rows)
+    if number > 1:
         load = None if isinstance(rows, int) else rows.numpy() + np.arange(num_rows + 1)
         work = num_rows if load is None else int(load[-1])
-        threads = min(threads, max(1, work // minimum_work))
-    if threads <= 1:
+        number = min(number, max(1, work // minimum_work))
+    if number <= 1:
         return np.array([0, num_rows])
-    even = work * np.arange(threads + 1) // threads
+    even = work * np.arange(number + 1) // number
     bounds = even if load is None else np.searchsorted(load, even)
     return bounds.astype(np.int64)
 
@@ -150,12 +119,12 @@ class Call:
         self.arguments[number] = tensor.data_ptr()
 
     def __call__(self, bounds: np.ndarray) -> None:
-        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, on a thread of its own."""
+        """Rows bounds[k] ... bounds[k + 1] - 1 for each k, one share after the other by each thread that has time."""
         if len(bounds) == 2:
             self.kernel(self.pointer, int(bounds[0]), int(bounds[1]))
         else:
             run_parallel(self.kernel, self.pointer, bounds)
 
-    def together(self, threads: int) -> None:
+    def together(self, members: int) -> None:
         """On several threads that wait for each other."""
-        run_together(self.kernel, self.pointer, threads)
+        run_together(self.kernel, self.pointer, members)

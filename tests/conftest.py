@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported
 
+from fastlr.kernels import cores
 from reference import structures
 from reference.models import MODELS, small_model
 
@@ -28,6 +29,12 @@ def pytest_collection_modifyitems(items):
 def _seeds():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (libraries draw from the global state)
+
+
+@pytest.fixture
+def many_cores(monkeypatch):
+    """As many threads as a test asks for, however few cores there are."""
+    monkeypatch.setattr(cores, "_cores", lambda: 64)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from reference.models import small_model
 
 from fastlr import Potential, backends
 from fastlr.backends import BACKENDS, OPERATIONS, Backend, obstacle, resolve
+from fastlr.checks.operations import check_backend
 from fastlr.errors import BackendError
-from fastlr.parity import check_backend
 
 has_cuequivariance = pytest.mark.skipif(
     find_spec("cuequivariance_torch") is None, reason="cuequivariance-torch is not installed"
@@ -63,7 +63,7 @@ def test_table_covers_every_operation():
     assert [operation for operation, _, _ in rows] == list(OPERATIONS)
     assert {served_by for _, served_by, _ in rows} == {"reference"}
     for operation in OPERATIONS:
-        assert resolve("reference")._function(operation)
+        assert resolve("reference").function(operation)
 
 
 @pytest.mark.parametrize("name", ["nequip", "lr"])
@@ -87,6 +87,7 @@ def test_cuequivariance_gives_the_same(dtype):
     assert potential.parity[0].error > 0.0  # another implementation, not the reference again
     tolerance = 1e-5 if dtype == "float32" else 1e-12
     assert relative_error(potential.predict(atoms).forces, expected.forces) < tolerance
+    assert set(potential.model.state_dict()) == set(small_model("lr").state_dict())  # as it is saved
     assert potential.use("reference").predict(atoms).energy == expected.energy
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from reference import structures
 from reference.models import CONFIGS, MODELS, predict, small_model
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fastlr
@@ -151,6 +152,43 @@ def test_safetensors_header_bombs(tmp_path):
 def test_other_format_version(file, version):
     rewrite(file, {"format_version": version if version is not None else "none"})
     refused(file, "format version .*; this fastlr reads version 1")
+
+
+def test_units_and_conventions_are_stated(file):
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["fastlr"])
+    assert header["units"] == checkpoint.UNITS
+    assert header["conventions"] == checkpoint.CONVENTIONS
+    assert header["conventions"]["couplings"] == "e3nn 0.6"
+
+
+def test_older_files_mean_the_same(file):
+    """Those that state no units and conventions, or not all of them."""
+    expected = fastlr.load(file, backend="reference").predict(structures.water())
+    for stated in (None, {}, {"couplings": "e3nn 0.6"}):
+        rewrite(file, {"units": None, "conventions": stated})
+        result = fastlr.load(file, backend="reference").predict(structures.water())
+        assert result.energy == expected.energy and (result.forces == expected.forces).all()
+
+
+OTHER_CONVENTIONS = {
+    "couplings": ({"conventions": {"couplings": "e3nn 0.4"}}, "conventions: 'couplings' is 'e3nn 0.4'; .* 'e3nn 0.6'"),
+    "scale": ({"conventions": checkpoint.CONVENTIONS | {"silu_scale": 1.0}}, "conventions: 'silu_scale' is 1.0; this"),
+    "unknown": ({"conventions": {"handedness": "left"}}, "'handedness' is 'left'; this fastlr does not know it"),
+    "no number": ({"conventions": {"tanh_scale": float("nan")}}, "conventions: 'tanh_scale' is nan"),
+    "no object": ({"conventions": ["e3nn 0.6"]}, "'conventions' of its header is no object"),
+    "long": ({"conventions": {"k" * 10**5: "v" * 10**5}}, "this fastlr does not know it"),
+    "units": ({"units": {"energy": "kcal/mol"}}, "units: 'energy' is 'kcal/mol'; this fastlr only knows 'eV'"),
+}
+
+
+@pytest.mark.parametrize(("header", "message"), OTHER_CONVENTIONS.values(), ids=OTHER_CONVENTIONS.keys())
+def test_other_units_and_conventions_are_refused(file, header, message):
+    rewrite(file, header)
+    refused(file, message)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_header(file)
+    assert "\n" not in str(caught.value)
 
 
 FAULTY_CONFIGS = {

@@ -99,8 +99,8 @@ def _backends(device: str):
 
 def _measure(name: str, device: str, dtype) -> tuple[str, str]:
     """(largest error, "") of a backend, or ("fails", why)."""
+    from fastlr.checks.operations import check_backend
     from fastlr.errors import BackendError
-    from fastlr.parity import check_backend
 
     try:
         return f"{max(row.error for row in check_backend(name, device, dtype)):.1e}", ""

@@ -41,7 +41,7 @@ def _list_models(console) -> None:
 
 def _describe(console, model: str) -> None:
     import fastlr
-    from fastlr.checkpoint import UNITS
+    from fastlr.checkpoint import CONVENTIONS, UNITS
 
     potential = fastlr.load(model, device="cpu", backend="reference")
     parameters = sum(parameter.numel() for parameter in potential.model.parameters())
@@ -56,6 +56,7 @@ def _describe(console, model: str) -> None:
     for title, content in (
         (potential.name, summary),
         ("units", UNITS),
+        ("conventions", CONVENTIONS),
         ("configuration", config),
         ("model card", potential.card or {"": "(none)"}),
     ):

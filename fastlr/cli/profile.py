@@ -27,7 +27,7 @@ def profile(
     """Time each stage of energy and forces, beside what its bytes and operations would take at the machine's limits."""
     import ase.io
 
-    from fastlr.engine.proof import box
+    from fastlr.checks.inference import box
     from fastlr.potential import load
 
     potential = load(model, backend=backend, device=device, dtype=dtype)

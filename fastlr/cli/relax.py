@@ -65,7 +65,7 @@ def relax(
             on_step=lambda r: show(r.steps, f"{r.energy:.4f} eV  max |F| {r.max_force:.4f} eV/Å"),
             should_stop=stop,
         )
-    frame = with_results(atoms, atoms.calc.results, atoms.calc.total_charge(atoms))
+    frame = with_results(atoms, atoms.calc.results, atoms.calc.found_charge)
     write_predictions(output, [frame])
     gpa = pressure(frame)
     print(

@@ -28,6 +28,11 @@ def pressure(frame: Atoms) -> float | None:
     return float(-frame.calc.results["stress"][:3].mean() / units.GPa)
 
 
+def _charge(frame: Atoms) -> float:
+    """Total charge, given or found, e."""
+    return frame.info["charge"] if "charge" in frame.info else frame.info["found_charge"]
+
+
 def print_predictions(frames: list[Atoms]) -> None:
     """One row a structure: energy, largest force, range of the charges, pressure."""
     has_charges = any("charges" in frame.calc.results for frame in frames)
@@ -41,7 +46,7 @@ def print_predictions(frames: list[Atoms]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for k, frame in enumerate(frames):
         charges, gpa = frame.calc.results.get("charges", ()), pressure(frame)
-        row = [str(k), Text(frame.get_chemical_formula(mode="hill")), f"{frame.info['charge']:+.4g}".replace("+0", "0")]
+        row = [str(k), Text(frame.get_chemical_formula(mode="hill")), f"{_charge(frame):+.4g}".replace("+0", "0")]
         row += [f"{frame.calc.results['energy']:.6f}", f"{max_force(frame):.4f}"]
         if has_charges:
             row.append(f"{min(charges):+.3f} ... {max(charges):+.3f}" if len(charges) else "-")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
-from fastlr.models.derivatives import dipole
+from fastlr.kernels import cores
+from fastlr.models.derivatives import dipole, polarisation
 
 from .charges import Charges
 from .edge_list import EdgeList
@@ -19,13 +20,14 @@ class Bound:
 
     Args:
         plan: ``plan.Plan``.
+        large: see ``EdgeList.of``.
     """
 
-    def __init__(self, plan, graph: Graph):
+    def __init__(self, plan, graph: Graph, large: bool = False):
         self.plan, self.config, self.run = plan, plan.config, plan.run
         self.edge_index, self.cell, self.coulomb = graph.edge_index, graph.cell, graph.coulomb
-        self.threads = torch.get_num_threads()
-        self.edges = EdgeList.of(graph)
+        self.threads = cores.count()
+        self.edges, self.large = EdgeList.of(graph, large), large
         self.geometry = BoundEdges(self.edges, plan.settings, plan.config.l_max, plan.dtype, plan.buffers)
         self.charged = bool(plan.charge_layers)
         num_own, species, model = 0, self.edges.species, plan.model
@@ -42,6 +44,9 @@ class Bound:
         is_cell = graph.pbc.all(dim=1)
         volume = torch.linalg.det(graph.cell).abs() if bool(is_cell.any()) else is_cell.double()
         self.per_volume = torch.where(is_cell, 1.0 / volume, torch.nan)[:, None, None]
+        # moments that no structure of the batch has
+        self.no_moment = torch.full_like(graph.cell[:, 0], torch.nan)
+        self.has_dipole, self.has_polarisation = not bool(graph.pbc.any(dim=1).all()), not bool(is_cell.all())
 
         geometry = self.geometry
         self._prepare = Stage("edges: vectors, harmonics, places in the tables", geometry.prepare, geometry.preparation)
@@ -53,10 +58,10 @@ class Bound:
     def _stack(self, name: str, layers, norm, num_own: int) -> BoundStack:
         return BoundStack(name, layers, norm, num_own, self.geometry, self.plan.buffers)
 
-    def serves(self, graph: Graph) -> bool:
+    def serves(self, graph: Graph, large: bool = False) -> bool:
         """Whether the graph differs from the one this was made for in positions and charges alone."""
         same = graph.edge_index is self.edge_index and graph.cell is self.cell and graph.coulomb is self.coulomb
-        return same and torch.get_num_threads() == self.threads
+        return same and cores.count() == self.threads and large == self.large
 
     def stages(self) -> list[Stage]:
         """Forwards and back, as they follow one another."""
@@ -88,11 +93,17 @@ class Bound:
                 self.run(self._adjoint, *self.charge_stack.backward)
             out |= self._pulled()
             if self.charged:
-                out["forces"] -= self.slopes[0]
-                out["virial"] += self.slopes[1]
+                out["forces"] -= self.by_charges.position
+                out["virial"] += self.by_charges.strain
+                out["polarisation"] = self.no_moment
+                if self.has_polarisation:
+                    out["polarisation"] = polarisation(graph, self.by_charges.potential)
+                out["potential"] = self.by_charges.total
             out["stress"] = out["virial"] * self.per_volume
         self.graph = None
-        return out | dipole(graph, out)
+        if self.charged:
+            out |= dipole(graph, out) if self.has_dipole else {"dipole": self.no_moment}
+        return out
 
     def electronegativities(self, graph: Graph) -> Tensor:
         """See ``plan.Plan.electronegativities``."""
@@ -190,10 +201,10 @@ class Bound:
         torch.cat(parts, dim=1, out=x)
 
     def _differentiate_charges(self) -> None:
-        """Gradients through the charges: ``slopes`` by positions and strain, and that which the charge stack needs."""
-        *self.slopes, by_chi = self.equilibrated.gradients(self._by_charge())
+        """Gradients through the charges, of which the charge stack needs that by the electronegativities."""
+        self.by_charges = self.equilibrated.gradients(self._by_charge())
         self._seed_charge_stack()
-        self._add_slopes(by_chi)
+        self._add_slopes(self.by_charges.chi)
 
     @property
     def _own(self) -> slice:

@@ -22,7 +22,6 @@ from fastlr.models.pieces import Pieces
 from .charges import Charges, Equilibrated
 from .padding import Sizes, padded
 
-LARGEST = 200_000  # edges; the kernels of more of them keep a GPU busy for longer than it takes to launch them
 BUCKETS = 32  # that are kept
 LISTS = "edge_index", "cell", "coulomb"  # a graph with these is another one's, but for positions and charges
 
@@ -58,6 +57,8 @@ class CudaGraphs:
 class Captured:
     """A model for inference on a GPU.
 
+    Graphs of up to ``LARGEST`` edges are replayed.
+
     Args:
         model: ``NequIP`` or ``NequIPLR``, on the GPU.
         capture: makes a function one that replays it (default: ``CudaGraphs``).
@@ -65,6 +66,8 @@ class Captured:
     Attributes:
         captures: how many buckets there have been.
     """
+
+    LARGEST = 200_000  # edges; the kernels of more of them keep a GPU busy for longer than it takes to launch them
 
     def __init__(self, model: torch.nn.Module, capture: Callable | None = None):
         self.model, self.config, self._given = model, model.config, capture
@@ -91,12 +94,13 @@ class Captured:
             InputError: atoms overlap, or the charges cannot be found.
         """
         with self._lock:
-            if graph.num_edges > LARGEST:
+            if graph.num_edges > self.LARGEST:
                 near = self._on_device(graph).within(self.config.r_max)
                 return evaluate(self.model, near, forces=forces)
             out = self._replayed(graph)
         if not forces:
-            del out["forces"], out["virial"]
+            for name in ("forces", "virial", "by_potential", "potential"):
+                out.pop(name, None)
         return finish(graph, out)
 
     def _replayed(self, graph: Graph) -> dict[str, Tensor]:
@@ -111,12 +115,14 @@ class Captured:
         _refuse_overlap(graph, first)
         equilibrated = self._equilibrated(graph, first["electronegativities"].clone())
         second = bucket.energies(equilibrated.charges)
-        by_position, by_strain, by_chi = equilibrated.gradients(second["by_charge"].clone())
-        third = bucket.pulls(by_chi)
+        by_charges = equilibrated.gradients(second["by_charge"].clone())
+        third = bucket.pulls(by_charges.chi)
         out = {
             "atomic_energies": second["atomic_energies"].clone(),
-            "forces": second["forces"] + third["forces"] - by_position,
-            "virial": second["virial"] + third["virial"] + by_strain,
+            "forces": second["forces"] + third["forces"] - by_charges.position,
+            "virial": second["virial"] + third["virial"] + by_charges.strain,
+            "by_potential": by_charges.potential,
+            "potential": by_charges.total,
         }
         equilibrated.join(out)
         out = {name: values.cpu() for name, values in out.items()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.graph import Graph
-from fastlr.kernels.charge_solver.direct import Equilibration
-from fastlr.kernels.charge_solver.solvers import single_serves
+from fastlr.kernels.charge_solver.gradients import ChargeGradients
+from fastlr.models.derivatives import by_total, deformable, responsive
 from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
+
+if TYPE_CHECKING:
+    from fastlr.kernels.charge_solver.direct import Equilibration
 
 # Bound on the root-mean-square error of charges found by iteration, e, and accuracy of Coulomb sums that inference asks
 # for at most: forces are then good to a few 1e-6 eV/Å, which is what float32 can tell.
@@ -37,7 +40,9 @@ class Charges:
     def of(self, graph: Graph, chi: Tensor) -> Equilibrated:
         """The charges with electronegativities chi (N,), float64."""
         slabs = graph.coulomb is not None and bool((graph.coulomb.height > 0.0).any())
-        if slabs or graph.conditions is not None:
+        by_reference = self.module.operations.chosen["charge_equilibration"] == "reference"
+        if slabs or by_reference or graph.conditions is not None:
+            require_right_charges(self.module, graph, by_autograd=True)
             return ByAutograd(self.module, graph, chi, self.site_energy)
         with named_failures():
             if self._equilibration is None:
@@ -48,6 +53,10 @@ class Charges:
         return Direct(self._equilibration, self.site_energy)
 
     def _prepared(self, graph: Graph) -> Equilibration:
+        from fastlr.kernels.charge_solver.direct import Equilibration
+        from fastlr.kernels.charge_solver.solvers import single_serves
+
+        require_right_charges(self.module, graph, by_autograd=False)
         hardness = self.module.hardness.detach().index_select(0, graph.species)
         dtype = self.module.operations.dtype
         return Equilibration(
@@ -57,6 +66,19 @@ class Charges:
             tolerance=TOLERANCE[dtype],
             single=dtype == torch.float32 and single_serves(hardness, TOLERANCE[dtype]),
         )
+
+
+def require_right_charges(module: ChargeEquilibration, graph: Graph, by_autograd: bool) -> None:
+    """Have the regimes of charge equilibration that a batch needs compared with the reference, unless they have been.
+
+    Raises:
+        BackendError: one differs.
+    """
+    if module.operations.chosen["charge_equilibration"] == "reference":
+        return
+    from fastlr.checks.charges import require_charges
+
+    require_charges(module.system(graph), module.operations.dtype, by_autograd)
 
 
 class Equilibrated:
@@ -87,8 +109,8 @@ class Direct(Equilibrated):
         self.external_energy = torch.zeros_like(self.coulomb_energy)
         self.site_energies = chi * self.charges + 0.5 * solution.hardness * self.charges**2
 
-    def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the charges' energy, and of a function of them whose gradient is given, by positions, strain and chi."""
+    def gradients(self, by_charge: Tensor) -> ChargeGradients:
+        """Of the charges' energy, and of a function of them whose gradient is given."""
         with named_failures():
             return self.solution.gradients(by_charge, self._site_energy)
 
@@ -98,17 +120,19 @@ class ByAutograd(Equilibrated):
 
     def __init__(self, module: ChargeEquilibration, graph: Graph, chi: Tensor, site_energy: bool):
         with torch.enable_grad():
-            strain = torch.zeros_like(graph.cell)
-            self.leaves = [tensor.detach().requires_grad_() for tensor in (graph.positions, strain, chi)]
-            deformed = replace(graph, positions=self.leaves[0]).strained(self.leaves[1])
-            self.found = module(deformed, self.leaves[2])
+            chi_ = chi.detach().clone().requires_grad_()
+            deformed, *geometry = deformable(graph)
+            deformed, *others = responsive(deformed)
+            self.leaves, self.graph = [*geometry, chi_, *others], graph
+            self.found = module(deformed, chi_)
         for name in ("charges", "coulomb_energy", "external_energy", "site_energies"):
             setattr(self, name, self.found[name].detach())
         self.electronegativities, self._site_energy = chi, site_energy
 
-    def gradients(self, by_charge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, by_charge: Tensor) -> ChargeGradients:
         """See ``Direct.gradients``."""
         names = ("coulomb_energy", "external_energy", *(("site_energies",) if self._site_energy else ()))
         sums = [self.found[name] for name in names if self.found[name].requires_grad]
         seeds = [by_charge, *(torch.ones_like(total) for total in sums)]
-        return torch.autograd.grad([self.found["charges"], *sums], self.leaves, seeds)
+        found = torch.autograd.grad([self.found["charges"], *sums], self.leaves, seeds, materialize_grads=True)
+        return ChargeGradients(*found[:4], by_total(self.graph, found[4]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import Graph
+from fastlr.kernels import cores
 
 EDGES_A_THREAD = 300  # that are worth one
 UNSORTED = 2000  # atoms: so many stay in a cache in any order
@@ -56,12 +57,16 @@ class EdgeList:
         return self.copy_number.shape[0]
 
     @staticmethod
-    def of(graph: Graph) -> EdgeList:
-        """The edges of ``graph`` shared out among PyTorch's number of threads."""
+    def of(graph: Graph, large: bool = False) -> EdgeList:
+        """The edges of ``graph`` shared out among the threads there are.
+
+        Args:
+            large: sort and share out the atoms, however few they are.
+        """
         n, num_edges = graph.num_nodes, graph.num_edges
         ptr, source, shift = graph.row_ptr, graph.edge_index[1], graph.edge_shift
         species, batch, order = graph.species, graph.batch, None
-        if n > UNSORTED:
+        if n > UNSORTED or large:
             order = morton_order(graph.positions, graph.batch)
             rank = torch.empty_like(order)
             rank[order] = torch.arange(n)
@@ -78,7 +83,8 @@ class EdgeList:
             else:
                 owner = batch.repeat_interleave(ptr[1:] - ptr[:-1])
                 offset = (shift[:, None, :] @ graph.cell[owner]).squeeze(1)
-        shares = max(1, min(torch.get_num_threads(), n, num_edges // EDGES_A_THREAD))
+        shares = max(1, min(cores.count(), n, num_edges // EDGES_A_THREAD))
+        shares = min(n, max(2, shares)) if large and n else shares
         load = ptr.numpy() + np.arange(n + 1)
         bounds = np.searchsorted(load, load[-1] * np.arange(shares + 1) // shares).astype(np.int64)
         bounds[0], bounds[-1] = 0, n

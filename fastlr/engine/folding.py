@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.kernels.irreps_linear.layout import Layout
-from fastlr.kernels.irreps_linear.naive import apply
-from fastlr.kernels.message_passing.shape import LayerShape
+from fastlr.kernels.irreps_linear.naive import apply, transposed
+from fastlr.kernels.message_passing.shape import LayerShape, LayerWeights
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import Linear, SelfConnection
 from fastlr.nn.mlp import ScalarMLP
+from fastlr.nn.nonlinearities import NONLINEARITIES
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class FoldedLayer:
     linear: tuple[Tensor, Tensor]
     connections: tuple[Tensor, Tensor]
     own_connections: tuple[Tensor, Tensor]
+
+    @property
+    def weights(self) -> LayerWeights:
+        """Of the layer's kernels, forwards."""
+        return LayerWeights(self.table, self.linear[0], self.connections[0], self.own_connections[0])
+
+    @property
+    def transposed_weights(self) -> LayerWeights:
+        """Of the layer's kernels, backwards."""
+        return LayerWeights(self.table, self.linear[1], self.connections[1], self.own_connections[1])
 
     @property
     def num_bytes(self) -> int:
@@ -119,14 +130,10 @@ def _connections(connection: SelfConnection, types: Tensor, dtype):
 
 def both_ways(weights: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights (..., n) of a linear map with its scales, and with the matrix of each irrep transposed in place."""
-    forward, backward = torch.zeros_like(weights), torch.zeros_like(weights)
+    scaled = weights.clone()
     for block in layout.blocks:
-        own = slice(block.weight, block.weight + block.mul_in * block.mul_out)
-        part = weights[..., own] * block.scale
-        forward[..., own] = part
-        square = part.unflatten(-1, (block.mul_in, block.mul_out))
-        backward[..., own] = square.transpose(-1, -2).flatten(-2)
-    return forward.to(dtype).contiguous(), backward.to(dtype).contiguous()
+        scaled[..., block.weight : block.weight + block.mul_in * block.mul_out] *= block.scale
+    return scaled.to(dtype).contiguous(), transposed(scaled, layout).to(dtype).contiguous()
 
 
 class Readout:
@@ -145,7 +152,7 @@ class Readout:
         self.scale, self.shift = (
             values.double().index_select(0, species) for values in (scale_shift.scale, scale_shift.shift)
         )
-        self.width = mlp.dims[0]
+        self.width, self.nonlinearity = mlp.dims[0], NONLINEARITIES[mlp.nonlinearity]
         self.is_linear = len(self.weights) == 1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ class Readout:
         for number, weight in enumerate(self.weights):
             if number:
                 self._arguments.append(value)
-                value = torch.nn.functional.silu(value)
+                value = self.nonlinearity.value(value)
             value = value @ weight
         return torch.addcmul(self.shift, value[:, 0].double(), self.scale)
 
@@ -165,7 +172,5 @@ class Readout:
         for number in range(len(self.weights) - 1, -1, -1):
             g = g * self.weights[number].T if g.shape[1] == 1 else g @ self.weights[number].T
             if number:
-                argument = self._arguments[number - 1]
-                logistic = torch.sigmoid(argument)
-                g = g * (logistic * (1.0 + argument * (1.0 - logistic)))
+                g = g * self.nonlinearity.slope(self._arguments[number - 1])
         return g

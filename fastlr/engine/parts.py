@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from fastlr.models.pieces import Pieces
 
 from .charges import Charges, Equilibrated
 from .edge_list import morton_order
-from .plan import Plan
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class TooLarge(Exception):
@@ -89,12 +92,18 @@ def evaluate_in_parts(
     if charged:
         out["energy"] += out["coulomb_energy"] + out["external_energy"]
     if forces and charged:
-        by_position, by_strain, by_chi = equilibrated.gradients(by_charge)
+        by_position, by_strain, by_chi, out["by_potential"], out["potential"] = equilibrated.gradients(by_charge)
         out["forces"] -= by_position
         out["virial"] += by_strain
         for part in parts(config.num_charge_layers):
             _add(out, plan.pulls_at(part.graph, by_chi[part.atoms] * part.counted), part)
     return finish(whole, out)
+
+
+def halved() -> Callable[[Graph], bool]:
+    """What ``evaluate_in_parts`` takes as ``fits`` to split a structure into two parts each time."""
+    calls = count()
+    return lambda part: next(calls) % 3 > 0  # the whole, and then its halves
 
 
 def _equilibrated(plan: Plan | Pieces, whole: Graph, parts: Callable[[int], Iterator[Part]]) -> Equilibrated:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fastlr.backends import Operations
 from fastlr.graph import Graph
+from fastlr.kernels.cores import count, torch_on_one_thread
 from fastlr.memory import MemoryModel
 
 from .bound import Bound
@@ -61,21 +62,21 @@ class Plan:
         """Machine code and buffers belong to a process: a copy is made anew from the model."""
         return Plan, (self.model, self.num_intervals)
 
-    @staticmethod
-    def obstacle(operations: Operations) -> str | None:
-        """Why there is no plan for a model on these kernels, or None."""
-        if operations.backend != "cpu":
-            return f"it is made of kernels for CPUs, and the backend is '{operations.backend}'"
-        return None
-
-    def evaluate(self, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
+    def evaluate(self, graph: Graph, *, forces: bool = True, large: bool = False) -> dict[str, Tensor]:
         """As ``fastlr.models.derivatives.evaluate``; edges of the graph may be longer than the cutoff.
+
+        Args:
+            large: sort and share out the atoms as if there were many.
 
         Raises:
             InputError: atoms overlap, or the charges cannot be found.
         """
-        with self._bound_to(graph) as bound:
+        with self._bound_to(graph, large) as bound:
             return bound.evaluate(graph, forces)
+
+    def regimes(self) -> list[Callable[[Graph], dict[str, Tensor]]]:
+        """``evaluate`` in each way in which it serves structures of some size."""
+        return [self.evaluate, partial(self.evaluate, large=True)]
 
     def electronegativities(self, graph: Graph) -> Tensor:
         """As ``fastlr.models.pieces.Pieces.electronegativities``.
@@ -124,7 +125,7 @@ class Plan:
     def memory(self) -> MemoryModel:
         """Of the edge list and the buffers; copies of rows are at most as many as there are threads."""
         itemsize, harmonics = torch.finfo(self.dtype).bits // 8, (self.config.l_max + 1) ** 2
-        per_edge, per_node, threads = 220 + 2 * (harmonics + 1) * itemsize, 200, torch.get_num_threads()
+        per_edge, per_node, threads = 220 + 2 * (harmonics + 1) * itemsize, 200, count()
         for layer in (*self.charge_layers, *self.energy_layers):
             gate, width = layer.shape.gate, layer.first_layout.dim_in
             per_node += (gate.dim_in + 2 * gate.dim_out + (2 + threads) * width) * itemsize
@@ -135,10 +136,10 @@ class Plan:
         return [] if self._bound is None else self._bound.stages()
 
     @contextmanager
-    def _bound_to(self, graph: Graph) -> Iterator[Bound]:
+    def _bound_to(self, graph: Graph, large: bool = False) -> Iterator[Bound]:
         """The plan for the edge list of a graph, for one evaluation at a time: buffers serve no more."""
         evaluation = nullcontext() if self.recorder is None else self.recorder.evaluation()
-        with torch.no_grad(), self._lock, evaluation:
-            if self._bound is None or not self._bound.serves(graph):
-                self._bound = Bound(self, graph)
+        with torch.no_grad(), self._lock, torch_on_one_thread(), evaluation:
+            if self._bound is None or not self._bound.serves(graph, large):
+                self._bound = Bound(self, graph, large)
             yield self._bound

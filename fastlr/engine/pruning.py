@@ -1,13 +1,13 @@
 """Layers without what never reaches the energy: irreps that no later layer reads, the paths into them, their gates."""
 
 import torch
-from e3nn.o3 import Irrep, Irreps
 
+from fastlr.kernels.irreps import Irrep, Irreps
 from fastlr.models.nequip import InteractionStack
 from fastlr.nn.gate import Gate
 from fastlr.nn.interaction import InteractionLayer
 
-SCALAR = Irrep("0e")
+SCALAR = Irrep(0, 1)
 
 
 def prune(stack: InteractionStack, wanted: set[Irrep]) -> tuple[list[InteractionLayer], set[Irrep]]:

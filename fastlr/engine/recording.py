@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from fastlr.kernels.files import replacing
 from fastlr.kernels.message_passing.cost import Cost
 
 
@@ -77,7 +78,6 @@ class Recorder:
     def save_trace(self, path: str | Path) -> None:
         """Events in the Trace Event Format, which Perfetto and the tracing pages of browsers open; the file appears
         when it is whole."""
-        path = Path(path)
         events = [event for evaluation in self.evaluations for event in evaluation]
         origin = min((event.start for event in events), default=0.0)
         rows = []
@@ -87,6 +87,5 @@ class Recorder:
             if event.cost is not None:
                 row["args"] = event.cost._asdict()
             rows.append(row)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}), encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}), encoding="utf-8")

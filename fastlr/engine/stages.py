@@ -11,7 +11,17 @@ from torch import Tensor
 
 from fastlr.kernels.message_passing import cost
 from fastlr.kernels.message_passing.cost import Cost
-from fastlr.kernels.message_passing.cpu import kernel
+from fastlr.kernels.message_passing.cpu import (
+    LayerGradients,
+    LayerTensors,
+    backward_call,
+    collect_call,
+    edge_forces_call,
+    edges_call,
+    forward_call,
+    mix_call,
+)
+from fastlr.kernels.message_passing.shape import EdgeData
 from fastlr.kernels.native import Call
 
 from .buffers import Buffers
@@ -40,7 +50,6 @@ class BoundEdges:
     def __init__(self, edges: EdgeList, settings: Tensor, l_max: int, dtype: torch.dtype, buffers: Buffers):
         n, num_edges, num_copies = edges.num_nodes, edges.num_edges, edges.num_copies
         wide, integer, harmonics = torch.float64, torch.int64, (l_max + 1) ** 2
-        bits = torch.finfo(dtype).bits
 
         def new(name, *shape, dtype=dtype):
             return buffers.get(f"edges.{name}", shape, dtype)
@@ -56,14 +65,12 @@ class BoundEdges:
         self.place_gradient = new("place gradient", num_edges)
         self.node_forces, self.virials = new("forces", n, 3, dtype=wide), new("virials", n, 9, dtype=wide)
         self.copy_forces = new("copies of forces", num_copies, 3, dtype=wide)
-        tensors = [self.positions, edges.ptr, edges.source, edges.copy, edges.offset, settings, self.end, self.shortest]
-        tensors += [self.source, self.copy, self.vector, self.harmonics, self.place, self.interval]
-        self._prepare = Call(kernel("edges", str(l_max), bits), tensors)
-        tensors = [edges.ptr, self.end, self.copy, self.vector, settings, self.harmonics_gradient, self.place_gradient]
-        self._forces = Call(
-            kernel("edge_forces", str(l_max), bits), [*tensors, self.node_forces, self.virials, self.copy_forces]
-        )
-
+        self.data = EdgeData(edges.ptr, self.end, self.source, self.harmonics, self.place, self.interval)
+        given = self.positions, edges.ptr, edges.source, edges.copy, edges.offset, settings
+        self._prepare = edges_call(l_max, *given, self.shortest, self.copy, self.vector, self.data)
+        gradients = self.harmonics_gradient, self.place_gradient
+        results = self.node_forces, self.virials, self.copy_forces
+        self._forces = edge_forces_call(l_max, self.data, self.copy, self.vector, settings, *gradients, *results)
         self._bounds = _worth(self.bounds, self.preparation)
 
     @property
@@ -111,7 +118,7 @@ class BoundStack:
         self, name: str, layers: list[FoldedLayer], norm: Tensor, num_own: int, edges: BoundEdges, buffers: Buffers
     ):
         n, num_copies = edges.edges.num_nodes, edges.edges.num_copies
-        dtype, bits = layers[0].table.dtype, torch.finfo(layers[0].table.dtype).bits
+        dtype = layers[0].table.dtype
         species, bounds = edges.edges.species, edges.bounds
 
         def new(what, *shape):
@@ -122,46 +129,38 @@ class BoundStack:
         first = layers[0]
         self.x = None if first.shape.by_species else new("x", n, first.first_layout.dim_in)
         self.forward, self.backward = [], []
-        counts = n, edges.edges.num_edges, bits // 8
+        counts = n, edges.edges.num_edges, dtype.itemsize
         x = self.x
         gradient = new("gradient by x", n, first.first_layout.dim_in)
         self.x_gradient = None if self.x is None else gradient
         nothing = torch.zeros(0, dtype=dtype)
-        listed = [edges.edges.ptr, edges.end, edges.source]
-        described = [edges.harmonics, edges.place, edges.interval]
         for number, layer in enumerate(layers):
-            shape, label, key = layer.shape, f"{name} {number + 1}", layer.shape.key
+            shape, label = layer.shape, f"{name} {number + 1}"
             y, out = new(f"y{number}", n, shape.gate.dim_in), new(f"x{number + 1}", n, shape.gate.dim_out)
             out_gradient = new(f"gradient by x{number + 1}", n, shape.gate.dim_out)
             own_gradient = new(f"gradient by own{number}", n, shape.num_own)
             if shape.num_own:
                 self._own_gradients.append(own_gradient)
-            rest = [nothing if x is None else x, species, self.own]
             h, h_copies, mixing = layer.h_by_species, nothing, _mixing(layer, *counts[::2])
             if h is None:
                 width = layer.first_layout.dim_in
                 h, h_copies = new(f"h{number}", n, width), new(f"copies{number}", num_copies, width)
-                mix = Call(kernel("mix", layer.first_layout.key, bits), [h, x, factors, layer.first[0]])
+                mix = mix_call(layer.first_layout, h, x, factors, layer.first[0])
                 self.forward.append(Stage(f"{label}: mix", _share(mix, bounds, mixing), mixing))
-            tensors = [y, out, *listed, *described, h, layer.table, *rest]
-            tensors += [layer.linear[0], layer.connections[0], layer.own_connections[0]]
-            call = Call(kernel("layer_forward", key, bits), tensors)
+            read = LayerTensors(h, nothing if x is None else x, self.own, edges.data, species)
+            call = forward_call(shape, read, layer.weights, y, out)
             work = cost.forward(shape, *counts)
             self.forward.append(Stage(f"{label}: convolution and node update", _share(call, bounds, work), work))
 
-            tensors = [out_gradient, y, *listed, edges.copy, *described, h, layer.table, *rest]
-            tensors += [layer.linear[1], layer.connections[1], layer.own_connections[1]]
-            tensors += [h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient]
-            call = Call(kernel("layer_backward", key, bits), tensors)
+            results = LayerGradients(h_copies, edges.harmonics_gradient, edges.place_gradient, gradient, own_gradient)
+            call = backward_call(shape, read, layer.transposed_weights, edges.copy, y, out_gradient, results)
             # the other way round: the last layer comes first, and in each the collection last
             work = cost.backward(shape, *counts)
             back = _cleared(call, bounds, work, h_copies, shape.connection is None, gradient)
             steps = [Stage(f"{label}: backwards", back, work)]
             if layer.first is not None:
-                copies = [edges.edges.copy_ptr, edges.edges.copy_number, h_copies]
-                collect = Call(
-                    kernel("collect", layer.first_layout.key, bits), [gradient, *copies, factors, layer.first[1]]
-                )
+                copies = edges.edges.copy_ptr, edges.edges.copy_number, h_copies
+                collect = collect_call(layer.first_layout, gradient, *copies, factors, layer.first[1])
                 steps.append(Stage(f"{label}: collect", _share(collect, bounds, mixing), mixing))
             self.backward = steps + self.backward
             x, gradient = out, out_gradient

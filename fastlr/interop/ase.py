@@ -23,7 +23,8 @@ class FastlrCalculator(Calculator):
 
     Properties, in ASE's units and conventions:
 
-    - energy, free_energy: eV;
+    - energy, free_energy: eV; at a given chemical potential mu the grand energy E - mu Q, whose derivatives the forces
+      then are;
     - energies: (n,) eV, they sum to the energy. The Coulomb energy belongs to no atom; each gets an equal share of it,
       and of that in external potentials;
     - forces: (n, 3) eV/Å;
@@ -38,6 +39,7 @@ class FastlrCalculator(Calculator):
 
     Attributes:
         steps: carries neighbour lists and charges from one evaluation to the next.
+        prediction: all that is known of the last structure (total charge, potential, polarisation, ...), or None.
 
     Raises:
         FastlrError: the model cannot be loaded; on evaluation, see ``Potential.predict``.
@@ -51,11 +53,18 @@ class FastlrCalculator(Calculator):
         if self.potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
         self.steps = Steps(self.potential)
+        self.prediction: Prediction | None = None
         self._evaluated: list | None = None
 
     def total_charge(self, atoms: Atoms) -> float:
         """Total charge in e with which a structure is evaluated."""
         return total_charge(atoms, self.charge)
+
+    @property
+    def found_charge(self) -> float:
+        """Total charge in e of the last evaluation, given or found."""
+        total = None if self.prediction is None else self.prediction.total_charge
+        return self.total_charge(self.atoms) if total is None else total
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last evaluation, by however little.
@@ -83,18 +92,22 @@ class FastlrCalculator(Calculator):
         """Evaluate all properties at once."""
         super().calculate(atoms, properties, system_changes)
         self._evaluated = self._charges_depend_on(self.atoms)
-        self.results = ase_results(self.steps.predict(self.atoms, self.charge))
+        self.prediction = self.steps.predict(self.atoms, self.charge)
+        self.results = ase_results(self.prediction)
 
 
 def ase_results(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the results of an ASE calculator: what does not exist for the structure is left out."""
-    energies = prediction.atomic_energies
+    energies, energy = prediction.atomic_energies, prediction.energy
     if prediction.coulomb_energy is not None:
         shared = prediction.coulomb_energy + prediction.external_energy
+        if prediction.grand_energy is not None:
+            energy = prediction.grand_energy
+            shared += energy - prediction.energy
         energies = energies + shared / max(len(energies), 1)
     results = {
-        "energy": prediction.energy,
-        "free_energy": prediction.energy,
+        "energy": energy,
+        "free_energy": energy,
         "energies": energies,
         "forces": prediction.forces,
         "stress": None if prediction.stress is None else full_3x3_to_voigt_6_stress(prediction.stress),

@@ -5,11 +5,15 @@ import math
 import torch
 from torch import nn
 
-from fastlr.errors import ConfigError
+from fastlr.errors import ConfigError, FastlrError
 from fastlr.kernels.gate.layout import SILU_SCALE, TANH_SCALE
-from fastlr.models import NequIPConfig, build_model
-from fastlr.models.nequip import hidden_irreps, scalar_irreps
+from fastlr.models import NequIPConfig, build_model, parse_config
+from fastlr.models.nequip import NequIP, hidden_irreps, scalar_irreps
 from fastlr.potential import Potential
+
+from .nequip_source import check_module, evaluation_of, find_model, float_type_of
+from .nequip_weights import copy_weights, layers_of, nonlinearity_of
+from .proof import TOLERANCE, require_agreement
 
 _EXPECTED = {
     "type_embed",
@@ -31,86 +35,154 @@ def from_nequip(module: nn.Module, **options) -> Potential:
             Its type names must be chemical symbols.
         options: passed to ``Potential`` (backend, device, memory_budget, name).
 
+    The module stays as it is. It and the potential's model are evaluated on probe structures, and must agree.
+
     Raises:
-        ConfigError: the model has a part that fastlr does not know (a pair potential, cutoffs for each pair of
-            types, other nonlinearities, ...); the message names it.
+        ConfigError: what was given is no such module, or holds several models; the model has a part that fastlr does
+            not know (a pair potential, cutoffs for each pair of types, other nonlinearities, ...), which the message
+            names; or its energies, forces or stress differ from those of the model taken over.
     """
-    energy_model = _energy_model(module)
-    config = _config(energy_model)
-    model = build_model(config)
-    _copy_weights(energy_model, model)
+    top, energy_model = find_model(check_module(module))
+    model = _read(energy_model)
+    source = evaluation_of(top, model.config.species, model.config.r_max)
+    require_agreement(source, model, "nequip", TOLERANCE[float_type_of(top)])
     return Potential(model, {"source": "nequip"}, **options)
 
 
-def _energy_model(module: nn.Module) -> nn.Module:
-    for candidate in module.modules():
-        if {"type_embed", "layer0_convnet"} <= {name for name, _ in candidate.named_children()}:
-            return candidate
-    raise ConfigError("this module holds no NequIP energy model (no 'type_embed' and 'layer0_convnet' in it)")
-
-
-def _layers(energy_model: nn.Module) -> list[nn.Module]:
-    children = dict(energy_model.named_children())
-    return [children[f"layer{k}_convnet"] for k in range(len(children)) if f"layer{k}_convnet" in children]
+def _read(source: nn.Module) -> NequIP:
+    """A model of ours with the configuration and the weights of an energy model."""
+    try:
+        config = _config(source)
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(config)
+        copy_weights(source, model)
+    except FastlrError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"the nequip model is not built as those of nequip 0.19 are ({reason[:300]})") from error
+    return model
 
 
 def _config(source: nn.Module) -> NequIPConfig:
-    layers = _layers(source)
-    known = _EXPECTED | {f"layer{k}_convnet" for k in range(len(layers))}
-    for name, child in source.named_children():
+    _check_parts(source)
+    layers = layers_of(source)
+    species, r_max = list(source.per_type_energy_scale_shift.type_names), float(source.edge_norm.r_max)
+    config = parse_config(
+        {"kind": "nequip", "species": species, "r_max": r_max}
+        | {"dtype": str(source.type_embed.embed_module.weight.dtype).removeprefix("torch.")}
+        | _edges(source, r_max)
+        | _layer_settings(source, layers, species)
+        | _readout(source.per_atom_energy_readout.mlp_module)
+        | _scales(source.per_type_energy_scale_shift, species)
+    )
+    for k, layer in enumerate(layers):
+        wanted = scalar_irreps(config) if k == len(layers) - 1 else hidden_irreps(config)
+        if str(layer.feature_irreps_hidden) != str(wanted):
+            raise ConfigError(f"layer {k} of the nequip model has irreps {layer.feature_irreps_hidden}, not {wanted}")
+        _check_layer(k, layer)
+    return config
+
+
+def _check_parts(source: nn.Module) -> None:
+    """Refuse parts that fastlr does not know, and models that lack one."""
+    parts = dict(source.named_children())
+    known = _EXPECTED | {f"layer{k}_convnet" for k in range(len(layers_of(source)))}
+    for name in parts:
         if name not in known:
-            raise ConfigError(f"the nequip model has a part that fastlr does not know: {name} ({type(child).__name__})")
+            kind = type(parts[name]).__name__
+            raise ConfigError(f"the nequip model has a part that fastlr does not know: {name} ({kind})")
+    for name in sorted(_EXPECTED - set(parts)):
+        raise ConfigError(f"the nequip model has no part '{name}', which those of nequip 0.19 have")
     if source.edge_norm._per_edge_type:
         raise ConfigError("the nequip model has per_edge_type_cutoff, which fastlr does not know")
     if len(source.type_embed.categorical_graph_field_embed_modules):
         raise ConfigError("the nequip model embeds categorical graph fields, which fastlr does not know")
 
-    r_max = float(source.edge_norm.r_max)
+
+def _edges(source: nn.Module, r_max: float) -> dict:
     if not math.isclose(float(source.factor.factor), 2.0 * math.pi / r_max**2):
         raise ConfigError("the nequip model scales its Bessel functions in a way that fastlr does not know")
-    species = list(source.per_type_energy_scale_shift.type_names)
-    l_max = source.spharm.irreps_edge_sh.lmax
-    hidden = layers[0].feature_irreps_hidden
+    return {
+        "l_max": _l_max(source),
+        "num_bessels": source.bessel_encode.num_bessels,
+        "bessel_trainable": bool(source.bessel_encode.trainable),
+        "cutoff_p": float(source.bessel_encode.cutoff.p),
+    }
+
+
+def _layer_settings(source: nn.Module, layers: list[nn.Module], species: list[str]) -> dict:
+    l_max, hidden = _l_max(source), layers[0].feature_irreps_hidden
     channels = {ir.l: mul for mul, ir in hidden}
-    norm = layers[0].conv.avg_num_neighbors_norm.norm_const.double().flatten()
-    radial = [layer.in_features for layer in _linear_layers(layers[0].conv.edge_mlp)][1:]
-    readout = [layer.in_features for layer in _linear_layers(source.per_atom_energy_readout.mlp_module)][1:]
-    for name, widths in (("radial network", radial), ("readout", readout)):
-        if len(set(widths)) > 1:
-            raise ConfigError(f"the nequip model's {name} has hidden layers of several widths: {widths}")
-    shift = source.per_type_energy_scale_shift
-
-    def of_species(values) -> dict[str, float]:
-        return dict(zip(species, values.detach().double().flatten().expand(len(species)).tolist(), strict=True))
-
-    config = NequIPConfig(
-        species=species,
-        dtype=str(source.type_embed.embed_module.weight.dtype).removeprefix("torch."),
-        r_max=r_max,
-        num_layers=len(layers),
-        l_max=l_max,
-        parity=len(layers) > 1 and len({ir.p for _, ir in hidden if ir.l == min(1, l_max)}) == 2,
-        num_features=[channels.get(l, channels[0]) for l in range(l_max + 1)],
-        type_embedding_features=source.type_embed.embed_module.embedding_dim,
-        radial_depth=len(radial),
-        radial_width=radial[0] if radial else 1,
-        num_bessels=source.bessel_encode.num_bessels,
-        bessel_trainable=bool(source.bessel_encode.trainable),
-        cutoff_p=float(source.bessel_encode.cutoff.p),
-        avg_num_neighbors=of_species(norm**-2),
-        readout_depth=len(readout),
-        readout_width=readout[0] if readout else None,
-        energy_scales=of_species(shift.scales) if shift.has_scales else 1.0,
-        energy_shifts=of_species(shift.shifts) if shift.has_shifts else 0.0,
-        energy_scales_trainable=bool(shift.scales_trainable),
-        energy_shifts_trainable=bool(shift.shifts_trainable),
-    )
+    if 0 not in channels:
+        raise ConfigError(f"layer 0 of the nequip model has no scalars among its irreps {hidden}")
+    norm = _common("avg_num_neighbors", [layer.conv.avg_num_neighbors_norm.norm_const for layer in layers])
+    radial = _common("its radial network", [_hidden_widths(layer.conv.edge_mlp) for layer in layers])
     for k, layer in enumerate(layers):
-        wanted = scalar_irreps(config) if k == len(layers) - 1 else hidden_irreps(config)
-        if layer.feature_irreps_hidden != wanted:
-            raise ConfigError(f"layer {k} of the nequip model has irreps {layer.feature_irreps_hidden}, not {wanted}")
-        _check_layer(k, layer)
-    return config
+        if (found := nonlinearity_of(layer.conv.edge_mlp)) != "silu":
+            raise ConfigError(f"the radial network of layer {k} of the nequip model has {found} in place of silu")
+    return {
+        "num_layers": len(layers),
+        "parity": len(layers) > 1 and len({ir.p for _, ir in hidden if ir.l == min(1, l_max)}) == 2,
+        "num_features": [channels.get(l, channels[0]) for l in range(l_max + 1)],
+        "type_embedding_features": source.type_embed.embed_module.embedding_dim,
+        "radial_depth": len(radial),
+        "radial_width": radial[0] if radial else 1,
+        "avg_num_neighbors": _of_species(norm.double() ** -2, species),
+    }
+
+
+def _readout(network: nn.Module) -> dict:
+    nonlinearity = nonlinearity_of(network)
+    hidden = [] if nonlinearity == "None" else _hidden_widths(network)
+    if not hidden:
+        return {"readout_depth": 0}
+    return {"readout_depth": len(hidden), "readout_width": hidden[0], "readout_nonlinearity": nonlinearity}
+
+
+def _scales(part: nn.Module, species: list[str]) -> dict:
+    return {
+        "energy_scales": _of_species(part.scales, species) if part.has_scales else 1.0,
+        "energy_shifts": _of_species(part.shifts, species) if part.has_shifts else 0.0,
+        "energy_scales_trainable": bool(part.scales_trainable),
+        "energy_shifts_trainable": bool(part.shifts_trainable),
+    }
+
+
+def _of_species(values: torch.Tensor, species: list[str]) -> dict[str, float]:
+    """A number for each species, from as many or from one."""
+    numbers = values.detach().double().flatten().expand(len(species)).tolist()
+    return dict(zip(species, numbers, strict=True))
+
+
+def _hidden_widths(mlp: nn.Module) -> list[int]:
+    widths = list(mlp.dims[1:-1])
+    if len(set(widths)) > 1:
+        raise ConfigError(f"a network of the nequip model has hidden layers of several widths: {widths}")
+    return widths
+
+
+def _l_max(source: nn.Module) -> int:
+    """Degree of the edges' harmonics, which must all be there, in any order."""
+    irreps = source.spharm.irreps_edge_sh
+    degrees = sorted(ir.l for _, ir in irreps)
+    if degrees != list(range(len(degrees))) or any(mul != 1 or ir.p != (-1) ** ir.l for mul, ir in irreps):
+        raise ConfigError(
+            f"the nequip model has irreps_edge_sh {irreps}; fastlr needs the spherical harmonics of each degree up to "
+            "the largest, once"
+        )
+    return degrees[-1]
+
+
+def _common(what: str, values: list):
+    """What all layers have."""
+    for k, value in enumerate(values):
+        same = torch.equal(value, values[0]) if isinstance(value, torch.Tensor) else value == values[0]
+        if not same:
+            raise ConfigError(
+                f"layer {k} of the nequip model differs from layer 0 in {what}, which fastlr does not know"
+            )
+    return values[0]
 
 
 def _check_layer(k: int, layer: nn.Module) -> None:
@@ -127,47 +199,3 @@ def _check_layer(k: int, layer: nn.Module) -> None:
     for act, expected in acts:
         if not torch.allclose(act(probe), expected, rtol=1e-6, atol=1e-6):
             raise ConfigError(f"layer {k} of the nequip model has a nonlinearity that fastlr does not know")
-
-
-@torch.no_grad()
-def _copy_weights(source: nn.Module, model: nn.Module) -> None:
-    model.type_embedding.weight.copy_(source.type_embed.embed_module.weight)
-    model.edge_embedding.roots.copy_(source.bessel_encode.bessel_weights.flatten())
-    for ours, theirs in zip(model.stack.layers, _layers(source), strict=True):
-        conv = theirs.conv
-        _copy_mlp(conv.edge_mlp, ours.radial_network)
-        for target, linear in ((ours.linear_1, conv.linear_1), (ours.linear_2, conv.linear_2)):
-            _copy_paths(linear, linear.irreps_in, target.weights)
-        if (conv.sc is None) != (ours.self_connection is None):
-            raise ConfigError("the nequip model has self-connections where fastlr has none, or the reverse")
-        if conv.sc is not None:
-            _copy_paths(conv.sc, conv.sc.irreps_in1, ours.self_connection.weights)
-    _copy_mlp(source.per_atom_energy_readout.mlp_module, model.readout)
-
-
-def _copy_paths(source: nn.Module, irreps_in, targets: nn.ParameterDict) -> None:
-    """e3nn keeps the weights of all paths in one flat vector; ours are one tensor an irrep."""
-    start, seen = 0, set()
-    for path in source.instructions:
-        irrep = str(irreps_in[path.i_in if hasattr(path, "i_in") else path.i_in1].ir)
-        size = math.prod(path.path_shape)
-        targets[irrep].copy_(source.weight[start : start + size].view(path.path_shape))
-        start += size
-        seen.add(irrep)
-    if start != source.weight.numel() or seen != set(targets):
-        raise ConfigError(f"the weights of {source} do not fit; is this nequip 0.19?")
-
-
-def _linear_layers(mlp: nn.Module) -> list[nn.Module]:
-    return [layer for layer in mlp.modules() if hasattr(layer, "in_features")]
-
-
-def _copy_mlp(source: nn.Module, target: nn.Module) -> None:
-    layers = _linear_layers(source)
-    if source.bias or any(
-        not math.isclose(layer.alpha, scale, rel_tol=1e-6)  # kept in the model's own float type
-        for layer, scale in zip(layers, target.scales, strict=True)
-    ):
-        raise ConfigError(f"a network of the nequip model has biases or other scales than expected: {source}")
-    for layer, weight in zip(layers, target.weights, strict=True):
-        weight.copy_(layer.weight)

@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 
 import torch
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
+from fastlr.covalent_radii import COVALENT_RADII
 from fastlr.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(ge=1, le=4096)]
@@ -34,6 +35,7 @@ class NequIPConfig(BaseModel):
     avg_num_neighbors: PositiveFloat | dict[str, PositiveFloat] = 20.0  # for all species or for each
     readout_depth: Annotated[int, Field(ge=0, le=64)] = 0  # hidden layers
     readout_width: PositiveInt | None = None
+    readout_nonlinearity: Literal["silu", "mish", "gelu", "tanh", "ssp", "sigmoid", "softplus"] = "silu"
     energy_scales: float | dict[str, float] = 1.0  # eV
     energy_shifts: float | dict[str, float] = 0.0  # eV
     energy_scales_trainable: bool = False
@@ -92,6 +94,14 @@ class NequIPLRConfig(NequIPConfig):
     ewald_accuracy: Annotated[float, Field(gt=0.0, lt=1e-2)] = 1e-10
     ewald_eta: PositiveFloat | None = None  # Å; default: balanced between the two sums
 
+    @model_validator(mode="after")
+    def _check_widths(self):
+        if self.gaussian_widths is None:
+            for symbol in self.species:
+                if atomic_numbers[symbol] > len(COVALENT_RADII):
+                    raise ValueError(f"gaussian_widths: needs one for {symbol}, of which no covalent radius is known")
+        return self
+
     def _per_species(self) -> tuple[str, ...]:
         return (*super()._per_species(), "hardness", "electronegativity_shifts", "gaussian_widths")
 
@@ -99,7 +109,7 @@ class NequIPLRConfig(NequIPConfig):
     def widths(self) -> list[float]:
         """Width of each species' Gaussian charge, Å."""
         if self.gaussian_widths is None:
-            return [float(covalent_radii[atomic_numbers[symbol]]) for symbol in self.species]
+            return [COVALENT_RADII[atomic_numbers[symbol] - 1] for symbol in self.species]
         return self.of_species(self.gaussian_widths)
 
 

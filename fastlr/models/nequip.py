@@ -1,11 +1,11 @@
 """NequIP: short-range equivariant message passing."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
 from fastlr.graph import Graph
+from fastlr.kernels.irreps import Irreps
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
 from fastlr.nn.linear import NodeAttributes
@@ -113,7 +113,7 @@ def edge_embedding(config: NequIPConfig, operations: Operations) -> EdgeEmbeddin
 
 def energy_readout(config: NequIPConfig) -> ScalarMLP:
     width = config.readout_width or config.channels[0]
-    return ScalarMLP([config.channels[0], *[width] * config.readout_depth, 1])
+    return ScalarMLP([config.channels[0], *[width] * config.readout_depth, 1], config.readout_nonlinearity)
 
 
 def energy_scale_shift(config: NequIPConfig) -> ScaleShift:
@@ -142,7 +142,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 def use(model: nn.Module, operations: Operations) -> None:
     """Replace the kernels of every layer of ``model``."""
     for module in model.modules():
+        if hasattr(module, "operations"):
+            module.operations = operations
         if isinstance(module, InteractionLayer):
             module.use(operations)
-        elif hasattr(module, "operations"):
-            module.operations = operations

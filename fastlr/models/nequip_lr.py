@@ -1,11 +1,11 @@
 """NequIP-LR: two stacks of interaction layers with a global charge equilibration between them."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
 from fastlr.graph import Graph
+from fastlr.kernels.irreps import Irreps
 from fastlr.nn.charge_encoding import ChargeEncoding
 from fastlr.nn.charge_equilibration import ChargeEquilibration
 from fastlr.nn.linear import NodeAttributes

@@ -7,7 +7,7 @@ from fastlr.kernels.radial_table.intervals import interval_of
 from fastlr.kernels.radial_table.naive import interpolate, spline_coefficients
 from fastlr.nn.edge_embedding import EdgeEmbedding
 from fastlr.nn.interaction import InteractionLayer
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 # Largest relative root-mean-square differences between a table and its network, in values and in derivatives by the
 # length, both in float64.
@@ -45,14 +45,15 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, floa
 def _with_slope(function, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (E, F), each a function of its own place (E,), and their derivatives: the gradient's by what it is taken of.
 
-    ``torch.func.jvp`` gives the same, but takes half a second to be ready.
+    ``torch.func.jvp`` and gradients that start from more than one number give the same, but PyTorch takes half a second
+    to be ready for them.
     """
     with torch.enable_grad():
         places = places.detach().requires_grad_(True)
         rows = function(places)
         weights = torch.zeros_like(rows, requires_grad=True)
-        (gradient,) = torch.autograd.grad(rows, places, weights, create_graph=True)
-        (slopes,) = torch.autograd.grad(gradient, weights, torch.ones_like(gradient))
+        (gradient,) = torch.autograd.grad((rows * weights).sum(), places, create_graph=True)
+        (slopes,) = torch.autograd.grad(gradient.sum(), weights)
     return rows.detach(), slopes
 
 
@@ -77,10 +78,17 @@ def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | 
         every edge.
     """
     found = find_size(model)
-    for embedding in _modules(model, EdgeEmbedding):
-        embedding.table_intervals = found[0] if found else None
-        embedding.kept_tables = {} if keep else None
+    if found is None:
+        without_tables(model)
+    else:
+        interpolate_networks(model, found[0], keep)
     return found
+
+
+def interpolate_networks(model: torch.nn.Module, num_intervals: int, keep: bool = False) -> None:
+    """Interpolate the radial networks of ``model`` from tables of ``num_intervals`` intervals; ``keep`` as above."""
+    for embedding in _modules(model, EdgeEmbedding):
+        embedding.table_intervals, embedding.kept_tables = num_intervals, {} if keep else None
 
 
 def without_tables(model: torch.nn.Module) -> None:

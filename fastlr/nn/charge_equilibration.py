@@ -73,18 +73,19 @@ class ChargeEquilibration(nn.Module):
         Returns:
             charges: (N,) e.
             coulomb_energy: (B,) (k / 2) q' A q in eV.
-            external_energy: (B,) of the charges in an external potential or field, less Q times the chemical potential
-                where that is given instead of Q; in eV.
+            external_energy: (B,) of the charges in an external potential or field, in eV.
             site_energies: (N,) chi q + J q^2 / 2 in eV.
 
         Raises:
             InputError: the equations of a structure have no unique solution (for instance, positions not finite), or
-                the solver does not find it.
+                the solver does not find it; or a chemical potential is given, which ``engine.fixed_potential`` serves.
         """
         hardness = self.hardness.index_select(0, graph.species)
         conditions, total = graph.conditions, electronegativity
         options = {"tolerance": TOLERANCE[self.operations.dtype]}
         if conditions is not None:
+            if conditions.has_potentials:
+                raise InputError("a chemical potential is given where a total charge is needed")
             potential = conditions.potential_at(graph.positions, graph.batch)
             total = electronegativity + potential
             if conditions.constraints is not None:
@@ -97,8 +98,7 @@ class ChargeEquilibration(nn.Module):
             )
         external = torch.zeros_like(coulomb_energy)
         if conditions is not None:
-            given = conditions.chemical_potential.nan_to_num(nan=0.0).index_select(0, graph.batch)
-            external = graph.sum_nodes(q * (potential - given))
+            external = graph.sum_nodes(q * potential)
         return {
             "charges": q,
             "coulomb_energy": coulomb_energy,

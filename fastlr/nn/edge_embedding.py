@@ -43,4 +43,4 @@ class EdgeEmbedding(nn.Module):
 
     def table_of(self, network, num_intervals: int) -> Tensor:
         """(M + 5, outputs of the network) float64: a table of M intervals; see ``kernels/radial_table/naive.py``."""
-        return self.table(self.roots.new_zeros(0), num_intervals, torch.float64).table(network)
+        return self.table(self.roots.new_zeros(0), num_intervals, torch.float64, kept={}).table(network)

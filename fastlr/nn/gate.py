@@ -1,10 +1,10 @@
 """The gate nonlinearity: scalars pass an activation, other irreps are scaled by activated scalars."""
 
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fastlr.backends import Operations, resolve
 from fastlr.kernels.gate.layout import GateLayout
-from fastlr.kernels.gate.op import gate
+from fastlr.kernels.irreps import Irreps
 
 from .linear import unique_irreps
 
@@ -14,19 +14,21 @@ class Gate(nn.Module):
 
     Args:
         irreps_out: irreps that the layer shall have; scalars first.
+        operations: the kernels in use (default: the specification).
 
     ``irreps_in`` holds the scalars, one more even scalar (the gate) for each l > 0 channel, and the gated irreps,
-    sorted as e3nn sorts irreps. Even scalars come before the gates; gates follow the order of ``irreps_out``.
+    sorted. Even scalars come before the gates; gates follow the order of ``irreps_out``.
     """
 
-    def __init__(self, irreps_out):
+    def __init__(self, irreps_out, operations: Operations | None = None):
         super().__init__()
+        self.operations = operations or resolve("reference")
         irreps_out = Irreps(irreps_out)
         self.scalars = Irreps([(mul, ir) for mul, ir in irreps_out if ir.l == 0])
         self.gated = Irreps([(mul, ir) for mul, ir in irreps_out if ir.l > 0])
         self.irreps_out = unique_irreps(self.scalars + self.gated)
         gates = Irreps([(mul, "0e") for mul, _ in self.gated])
-        self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort().irreps)
+        self.irreps_in = unique_irreps((self.scalars + gates + self.gated).sort())
         self.layout = self._layout()
 
     def _layout(self) -> GateLayout:
@@ -45,4 +47,4 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, irreps_in.dim) -> (N, irreps_out.dim)."""
-        return gate(x, self.layout.key)
+        return self.operations.gate(x, self.layout.key)

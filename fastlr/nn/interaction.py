@@ -1,11 +1,11 @@
 """One NequIP message-passing layer: linear, convolution, linear, self-connection, gate."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fastlr.backends import Operations
 from fastlr.kernels.adjacency import Adjacency
+from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.tensor_product.program import Program
 
 from .gate import Gate
@@ -41,15 +41,15 @@ class InteractionLayer(nn.Module):
         self.irreps_in = unique_irreps(irreps_in)
         irreps_edge = Irreps(irreps_edge)
         reachable = {ir for _, ir1 in self.irreps_in for _, ir2 in irreps_edge for ir in ir1 * ir2}
-        self.gate = Gate(Irreps([(mul, ir) for mul, ir in Irreps(irreps_hidden) if ir in reachable]))
+        self.gate = Gate(Irreps([(mul, ir) for mul, ir in Irreps(irreps_hidden) if ir in reachable]), operations)
         self.irreps_out = self.gate.irreps_out
         self.program = Program(self.irreps_in, irreps_edge, self.gate.irreps_in)
-        self.linear_1 = Linear(self.irreps_in, self.irreps_in)
+        self.linear_1 = Linear(self.irreps_in, self.irreps_in, operations)
         self.radial_network = ScalarMLP([*radial_dims, self.program.weight_numel])
         self.use(operations)
-        self.linear_2 = Linear(self.program.irreps_out, self.gate.irreps_in)
+        self.linear_2 = Linear(self.program.irreps_out, self.gate.irreps_in, operations)
         self.self_connection = (
-            SelfConnection(self.irreps_in, num_attributes, self.gate.irreps_in) if self_connection else None
+            SelfConnection(self.irreps_in, num_attributes, self.gate.irreps_in, operations) if self_connection else None
         )
 
     def forward(

@@ -4,11 +4,11 @@ from math import sqrt
 from typing import NamedTuple
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fastlr.backends import Operations, resolve
+from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.irreps_linear.layout import Layout
-from fastlr.kernels.irreps_linear.op import irreps_linear
 
 
 def unique_irreps(irreps) -> Irreps:
@@ -30,8 +30,9 @@ class Linear(nn.Module):
     As e3nn's ``Linear`` ("element" normalisation). An output irrep that the input lacks is zero.
     """
 
-    def __init__(self, irreps_in, irreps_out):
+    def __init__(self, irreps_in, irreps_out, operations: Operations | None = None):
         super().__init__()
+        self.operations = operations or resolve("reference")
         self.irreps_in, self.irreps_out = unique_irreps(irreps_in), unique_irreps(irreps_out)
         layout = Layout.of(self.irreps_in, self.irreps_out)
         self.layout, self.names = layout.key, _names(self)
@@ -47,7 +48,7 @@ class Linear(nn.Module):
         if not self.weights:
             return x.new_zeros(x.shape[0], self.irreps_out.dim)
         weights = torch.cat([self.weights[name].flatten() for name in self.names])
-        return irreps_linear(x, weights, self.layout, False)
+        return self.operations.irreps_linear(x, weights, self.layout, False)
 
 
 class NodeAttributes(NamedTuple):
@@ -75,8 +76,9 @@ class SelfConnection(nn.Module):
     The fully connected product of the features with scalar attributes; norm = sqrt(channels * attributes).
     """
 
-    def __init__(self, irreps_in, num_attributes: int, irreps_out):
+    def __init__(self, irreps_in, num_attributes: int, irreps_out, operations: Operations | None = None):
         super().__init__()
+        self.operations = operations or resolve("reference")
         self.irreps_in, self.irreps_out = unique_irreps(irreps_in), unique_irreps(irreps_out)
         self.num_attributes = num_attributes
         layout = Layout.of(self.irreps_in, self.irreps_out)
@@ -106,9 +108,9 @@ class SelfConnection(nn.Module):
             mixed, shares = matrices, attributes.dense()
         # the sum of all of them is one map of as many multiples of x
         multiples = (shares[:, :, None] * x[:, None, :]).flatten(1)
-        return irreps_linear(multiples, mixed.flatten(), self._sum_of(mixed.shape[0]), False)
+        return self.operations.irreps_linear(multiples, mixed.flatten(), self.sum_of(mixed.shape[0]), False)
 
-    def _sum_of(self, copies: int) -> str:
+    def sum_of(self, copies: int) -> str:
         """The layout of so many maps side by side."""
         if copies not in self._sums:
             self._sums[copies] = Layout.from_key(self.layout).side_by_side(copies).key

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastlr.kernels.edge_basis.naive import radial_basis
 from fastlr.kernels.radial_table.intervals import interval_of
-from fastlr.kernels.radial_table.naive import site_weights, sites, spline_coefficients
+from fastlr.kernels.radial_table.naive import DEGREE, sites, spline_coefficients
+from fastlr.kernels.radial_table.sites import rows_from_values, site_weights
 
 
 class EveryEdge(NamedTuple):
@@ -39,17 +40,16 @@ class Tabulated(NamedTuple):
 
     def table(self, network: Callable) -> Tensor:
         """(M + 5, outputs of the network)."""
-        if self.kept is None:
-            return self._made(network)
+        if self.kept is None:  # made in each step, from few sites: one product of matrices
+            weights = site_weights(self.basis().shape[0] - DEGREE, self.basis().device)
+            return self._made(network, lambda values: weights @ values)
         if network not in self.kept:
             with torch.no_grad():
-                self.kept[network] = self._made(network)
+                self.kept[network] = self._made(network, rows_from_values)
         return self.kept[network]
 
-    def _made(self, network: Callable) -> Tensor:
-        basis = self.basis()
-        table = network(basis, site_weights(basis.shape[0] - 5, basis.device))
-        return table.to(self.coefficients.dtype)
+    def _made(self, network: Callable, rows: Callable[[Tensor], Tensor]) -> Tensor:
+        return network(self.basis(), rows).to(self.coefficients.dtype)
 
 
 def tabulated(lengths, num_intervals: int, r_max: float, roots, p: float, dtype, kept=None) -> Tabulated:

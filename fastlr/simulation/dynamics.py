@@ -210,13 +210,13 @@ def run_md(
             checkpoint()
         saved = perf_counter()
         while step < settings.steps and not should_stop():
-            good = atoms.positions.copy(), atoms.get_momenta(), calculator.results
+            good = atoms.positions.copy(), atoms.get_momenta(), calculator.results, calculator.found_charge
             try:
                 dynamics.step()
                 status = _status(atoms, step + 1)
             except FastlrError as error:
                 if step % settings.interval:
-                    frame = _earlier(atoms, *good, recorded["total_charge"])
+                    frame = _earlier(atoms, *good)
                     trajectory.append(extxyz(_stamped(frame, step, settings)))
                 raise type(error)(
                     f"step {step + 1}: {error}; the last good frame, of step {step}, is the last in {files.trajectory}"
@@ -261,7 +261,7 @@ def _status(atoms: Atoms, step: int) -> MDStatus:
 
 
 def _frame(atoms: Atoms, calculator: FastlrCalculator, settings: MDSettings, status: MDStatus) -> Atoms:
-    return _stamped(with_results(atoms, calculator.results, calculator.total_charge(atoms)), status.step, settings)
+    return _stamped(with_results(atoms, calculator.results, calculator.found_charge), status.step, settings)
 
 
 def _earlier(atoms: Atoms, positions: np.ndarray, momenta: np.ndarray, results: dict, charge: float) -> Atoms:

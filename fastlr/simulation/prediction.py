@@ -8,9 +8,10 @@ from ase import Atoms
 from fastlr.errors import FastlrError
 from fastlr.graph import total_charge
 from fastlr.interop.ase import ase_results
+from fastlr.kernels.files import replacing
 from fastlr.potential import Potential
 
-from .structures import extxyz, replacing, with_results
+from .structures import extxyz, with_results
 
 
 def predict_structures(
@@ -36,7 +37,9 @@ def predict_structures(
     predictions = potential.iter_predict(structures, charge)
     try:
         for k, (atoms, prediction) in enumerate(zip(structures, predictions, strict=True)):
-            frame = with_results(atoms, ase_results(prediction), total_charge(atoms, charge, k))
+            total = prediction.total_charge
+            total = total_charge(atoms, charge, k) if total is None else total
+            frame = with_results(atoms, ase_results(prediction), total)
             if prediction.electronegativities is not None:
                 frame.arrays["electronegativities"] = prediction.electronegativities
             yield frame
@@ -47,6 +50,6 @@ def predict_structures(
 
 def write_predictions(path: str | Path, frames: Iterable[Atoms]) -> None:
     """Frames to an extended XYZ file, which appears when it is complete."""
-    with replacing(path) as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for frame in frames:
             file.write(extxyz(frame))

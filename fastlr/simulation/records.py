@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fastlr.errors import CheckpointError
+from fastlr.kernels.files import replacing
 
 
 class AppendedFile:
@@ -90,15 +91,10 @@ def save_state(path: Path, state: MDState) -> None:
     arrays = {name: getattr(state, name) for name in _ARRAYS}
     arrays |= {_CARRIED + name: value for name, value in state.carried.items()}
     np.savez(content, plain=np.array(plain), **arrays)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_state(path: Path) -> MDState:

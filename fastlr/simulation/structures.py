@@ -1,11 +1,9 @@
 """Structures from files and to files: any format ASE reads in, extended XYZ out."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ase.io
 from ase import Atoms
@@ -88,21 +86,9 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` once it is complete; after an error ``path`` is untouched."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
-    """A copy of a structure that carries results as a file should hold them, and its total charge in e.
+    """A copy of a structure that carries results as a file should hold them, and its total charge in e: as "charge", or
+    as "found_charge" where its chemical potential is given, so that it means the same when it is read.
 
     Results that the structure's file brought along are dropped: two energies in one frame would be read as one.
     """
@@ -110,7 +96,11 @@ def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
     for name in all_properties:
         frame.info.pop(name, None)
         frame.arrays.pop(name, None)
-    frame.info["charge"] = charge
+    if frame.info.get("chemical_potential") is None:
+        frame.info["charge"] = charge
+    else:
+        frame.info.pop("charge", None)
+        frame.info["found_charge"] = charge
     frame.calc = SinglePointCalculator(frame, **{name: results[name] for name in FILE_RESULTS if name in results})
     return frame
 

@@ -26,7 +26,7 @@ def describe_set(paths: list[str], samples: list[Sample]) -> dict:
 
 def versions() -> dict[str, str]:
     found = {}
-    for package in ("fastlr", "torch", "lightning", "e3nn", "ase"):
+    for package in ("fastlr", "torch", "lightning", "ase"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -131,10 +131,10 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
         path = Path(config)
         base = path.resolve().parent
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.safe_load(path.read_bytes())  # YAML tells its encoding
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     else:
         data = config

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from fastlr.kernels.files import replacing
+
 from .metrics import UNITS
 
 COLUMNS = [
@@ -36,4 +38,6 @@ def keep_rows(path: Path, epochs: int) -> None:
     if not path.exists():
         return
     header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epochs), encoding="utf-8")
+    with replacing(path) as partial:
+        kept = [row for row in rows if int(row.split(",")[0]) <= epochs]
+        partial.write_text("".join([header, *kept]), encoding="utf-8")

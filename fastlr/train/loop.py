@@ -14,9 +14,10 @@ from rich.console import Console
 
 from fastlr.backends import Operations, resolve
 from fastlr.checkpoint import load_checkpoint, load_state, save_checkpoint
+from fastlr.checks.operations import check_operations
 from fastlr.errors import CheckpointError, ConfigError
+from fastlr.kernels.files import replacing
 from fastlr.models import ModelConfig, build_model
-from fastlr.parity import check_parity
 
 from .card import describe_set, make_card
 from .config import AUTO, TrainConfig, TrainingConfig, complete_model, read_config
@@ -89,7 +90,7 @@ def train(
             settings.training.backend, _accelerator(settings.training), model_config.torch_dtype, left_out
         )
         model.use(operations)
-        parity = ", ".join(f"{row.operation} {row.error:.1e}" for row in check_parity(model, operations))
+        parity = ", ".join(f"{row.operation} {row.error:.1e}" for row in check_operations(model, operations, order=2))
         progress.say(f"backend '{operations.backend}'" + (f", parity with the reference: {parity}" if parity else ""))
         progress.say(
             f"{model_config.kind}, {sum(p.numel() for p in model.parameters())} parameters, "
@@ -264,9 +265,8 @@ def _finish(output, settings, samples, data, recorder, progress) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _silence_lightning() -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastlr.kernels.files import replacing
+
 from .history import read_rows
 
 UNITS = {
@@ -78,6 +80,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]):
 
 
 def _save(figure, picture: Path) -> None:
-    partial = picture.with_name(f".{picture.name}.partial")
-    figure.savefig(partial, dpi=140, format="png")
-    partial.replace(picture)
+    with replacing(picture) as partial:
+        figure.savefig(partial, dpi=140, format="png")

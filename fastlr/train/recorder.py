@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from fastlr.errors import NonFiniteError
+from fastlr.kernels.files import replacing
 
 from .config import TrainConfig
 from .history import append_row, keep_rows
@@ -106,7 +107,8 @@ class Recorder(pl.Callback):
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     """Lightning's checkpoint, in place of the old one only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    trainer.save_checkpoint(partial)
-    if trainer.is_global_zero:
-        partial.replace(path)
+    if not trainer.is_global_zero:  # takes part in gathering, and writes nothing
+        trainer.save_checkpoint(path)
+        return
+    with replacing(path) as partial:
+        trainer.save_checkpoint(partial)

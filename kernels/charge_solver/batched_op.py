@@ -15,7 +15,9 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
+
+from ..operators import operator
 
 _KERNELS = {"cpu": ".batched_cpu", "cuda": ".batched_triton"}  # device type -> module
 
@@ -52,7 +54,7 @@ def _check(name: str, tensor: Tensor, shape: tuple, dtype: torch.dtype) -> Tenso
     return tensor.contiguous()
 
 
-@library.custom_op("fastlr::charge_factorise", mutates_args=())
+@operator("fastlr::charge_factorise")
 def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     """All of a ``Factor`` but the sizes, from H (B, n, n) and the sizes (B,)."""
     if matrix.dtype not in (torch.float32, torch.float64):
@@ -68,7 +70,7 @@ def _(matrix, sizes):
     return _kernels(matrix).empty_factor(matrix)
 
 
-@library.custom_op("fastlr::charge_solve", mutates_args=())
+@operator("fastlr::charge_solve")
 def charge_solve(factor: list[Tensor], rhs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """q (B, n) and mu (B,) from a ``Factor``, rhs (B, n) and total (B,)."""
     factor = Factor(*factor)

@@ -4,10 +4,11 @@ With q from K (q, mu) = (-chi, Q) (see ``naive.py``) and a function f of the cha
 energy is E = chi'q + q'J q / 2 + k q'A q / 2 + f(q), or without the first two terms. At the charges the first three
 are stationary, so with K (lambda, nu) = (df/dq, 0)
 
-    dE/dchi = q - lambda,      dE/dx = k d(u'A q)/dx,      u = q / 2 - lambda,
+    dE/dchi = q - lambda,      dE/dx = k d(u'A q)/dx,      u = q / 2 - lambda,      dE/dQ = nu - mu,
 
-charges held; without the two terms, which are -chi - J q less in dE/dq, K (lambda, nu) = (df/dq - chi - J q, 0) and
-dE/dchi = -lambda.
+charges held. The two terms are -chi - J q of dE/dq. Without them K (lambda, nu) = (df/dq - chi - J q, 0) and dE/dchi =
+-lambda; all else stays as it is. By an external potential, whose energy with the charges belongs to E in any case, the
+derivative is q - lambda.
 """
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..ewald.forces import CoulombForces
 from ..ewald.system import System
+from .gradients import ChargeGradients
 from .solvers import TOLERANCE, Memory, choose
 
 
@@ -76,27 +78,30 @@ class Equilibration:
         """
         self.electronegativity = electronegativity
         self.solver.begin(memory)
-        self.charges, multiplier = self.solver(-electronegativity, total)
+        self.charges, self.multiplier = self.solver(-electronegativity, total)
         self.energy = -0.5 * self.system.sum(self.charges * (electronegativity + self.hardness * self.charges))
-        self.energy -= 0.5 * multiplier * total
+        self.energy -= 0.5 * self.multiplier * total
 
     @torch.no_grad()
-    def gradients(self, by_charge: Tensor, site_energy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, by_charge: Tensor, site_energy: bool) -> ChargeGradients:
         """Derivatives of E at the charges that ``solve`` has found.
 
         Args:
             by_charge: (N,) df/dq, eV/e.
             site_energy: whether chi'q + q'J q / 2 is part of E.
-
-        Returns:
-            by positions (N, 3), by the strain of each structure (B, 3, 3), by electronegativities (N,).
         """
         q, nothing = self.charges, torch.zeros_like(self.energy)
         rhs = by_charge
         if not site_energy:
             rhs = by_charge - self.electronegativity - self.hardness * q
         # its error is that of a force, and not larger where the adjoint itself is small
-        adjoint, _ = self.solver(rhs, nothing, absolute=True)
+        adjoint, shift = self.solver(rhs, nothing, absolute=True)
         _, by_position, by_strain = self.forces(self.system.positions, q, 0.5 * q - adjoint, virial=True)
-        by_chi = q - adjoint if site_energy else -adjoint
-        return self.constant * by_position, self.constant * by_strain, by_chi
+        response = q - adjoint
+        return ChargeGradients(
+            self.constant * by_position,
+            self.constant * by_strain,
+            response if site_energy else -adjoint,
+            response,
+            shift - self.multiplier,
+        )

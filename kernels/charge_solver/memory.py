@@ -1,6 +1,7 @@
 """What the solutions of earlier steps tell about the next one's, in dynamics and relaxations."""
 
 from collections import deque
+from contextlib import contextmanager
 from math import comb
 
 import numpy as np
@@ -19,10 +20,13 @@ class Memory:
 
     Attributes:
         reports: of the last step, by (structure, number of the solve): 0 the charges, 1 the adjoint.
+        totals: of the last step, by structure: total charge in e and d^2E/dQ^2 in eV/e^2, where that charge was found.
     """
 
     def __init__(self, length: int = 4):
         self.length, self.reports = length, {}
+        self.totals: dict[int, tuple[float, float]] = {}
+        self._is_same_step = False
         self._iterations: dict[int, int] = {}
         self._kept: dict[tuple[int, int], deque[Tensor]] = {}
 
@@ -34,31 +38,53 @@ class Memory:
         if kept[0].shape != like.shape:
             self._kept.pop(key)
             return None
-        factors = torch.tensor([(-1) ** k * comb(len(kept), k + 1) for k in range(len(kept))], dtype=like.dtype)
-        return (factors @ torch.stack(list(kept))).to(like.device)
+        if self._is_same_step:
+            return kept[0].to(like.device)
+        guess = len(kept) * kept[0]
+        for k in range(1, len(kept)):
+            guess.add_(kept[k], alpha=(-1) ** k * comb(len(kept), k + 1))
+        return guess.to(like.device)
 
     def keep(self, key: tuple[int, int], solution: Tensor, report) -> None:
         """Remember the solution of this step; ``key`` is the structure and the number of the solve."""
-        self._kept.setdefault(key, deque(maxlen=self.length)).appendleft(solution.detach())
+        kept = self._kept.setdefault(key, deque(maxlen=self.length))
+        if self._is_same_step and kept:
+            kept.popleft()
+        kept.appendleft(solution.detach())
         self.reports[key] = report
         self._iterations[key[1]] = self._iterations.get(key[1], 0) + report.iterations
+
+    @contextmanager
+    def same_step(self):
+        """Solutions start from, and take the place of, the last ones: atoms have not moved since."""
+        self._is_same_step = True
+        try:
+            yield
+        finally:
+            self._is_same_step = False
 
     def iterations(self, call: int) -> int:
         """Of all steps so far, in the solve of this number."""
         return self._iterations.get(call, 0)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The solutions by name, (k, N) each, for ``restore``."""
-        return {f"solution_{b}_{call}": torch.stack(list(kept)).cpu().numpy() for (b, call), kept in self._kept.items()}
+        """The solutions by name, (k, N) each, and found total charges, for ``restore``."""
+        state = {f"solution_{b}_{call}": torch.stack(list(k)).cpu().numpy() for (b, call), k in self._kept.items()}
+        return state | {f"total_{b}": np.array(known) for b, known in self.totals.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Remember what ``state`` has told."""
         self.clear()
-        for name, solutions in state.items():
-            b, call = map(int, name.split("_")[1:])
-            self._kept[b, call] = deque(torch.from_numpy(solutions.copy()).unbind(0), maxlen=self.length)
+        for name, values in state.items():
+            kind, *numbers = name.split("_")
+            key = tuple(map(int, numbers))
+            if kind == "total":
+                self.totals[key[0]] = tuple(values.tolist())
+            else:
+                self._kept[key] = deque(torch.from_numpy(values.copy()).unbind(0), maxlen=self.length)
 
     def clear(self) -> None:
         """Forget all: atoms have changed places."""
         self._kept.clear()
         self.reports.clear()
+        self.totals.clear()

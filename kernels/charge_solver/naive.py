@@ -12,12 +12,12 @@ is again an instance of this function, which makes it differentiable any number 
 
 import torch
 from fastlr.kernels.autograd import wanted
-from fastlr.kernels.ewald.coulomb import slab_constant
 from fastlr.kernels.ewald.naive import coulomb_matrix
-from fastlr.kernels.ewald.system import System
+from fastlr.kernels.ewald.system import System, slab_constant
 from torch import Tensor
 
 from .constraints import Constraints
+from .definite import positive_definite
 
 
 class SolverError(ValueError):
@@ -61,8 +61,9 @@ def solve_charges(matrix: Tensor, rhs: Tensor, total: Tensor, mask: Tensor) -> t
         padding = torch.diag_embed((~mask).to(matrix.dtype))
         inside = mask[:, :, None] & mask[:, None, :]
         factor, info = torch.linalg.cholesky_ex(torch.where(inside, matrix, 0.0) + padding)
-        if (info != 0).any():
-            raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+        definite = positive_definite(factor, info)
+        if not definite.all():
+            raise IndefiniteError(torch.nonzero(~definite).flatten().tolist())
         ones = mask.to(matrix.dtype)
         response = torch.cholesky_solve(ones[:, :, None], factor).squeeze(2)  # H^-1 1
     return _Solve.apply(matrix, rhs, total, factor, response, ones)
@@ -134,9 +135,9 @@ def _equilibrate_constrained(system: System, hessian, electronegativity, total, 
     """Padded charges (B, n) and multipliers."""
     inside = mask[:, :, None] & mask[:, None, :]
     hessian = torch.where(inside, hessian, 0.0) + torch.diag_embed((~mask).to(hessian.dtype))
-    info = torch.linalg.cholesky_ex(hessian.detach())[1]
-    if (info != 0).any():
-        raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+    definite = positive_definite(*torch.linalg.cholesky_ex(hessian.detach()))
+    if not definite.all():
+        raise IndefiniteError(torch.nonzero(~definite).flatten().tolist())
     fragment, sums = system.batch, total
     if constraints.fragment is not None:
         fragment, sums = constraints.fragment, constraints.fragment_charge

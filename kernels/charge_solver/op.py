@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..autograd import wanted
-from ..ewald.coulomb import coulomb_form, slab_constant
+from ..ewald.coulomb import coulomb_form
 from ..ewald.forces import form_gradients
-from ..ewald.system import System
+from ..ewald.system import System, slab_constant
 from .constraints import Constraints
 from .solvers import TOLERANCE, Memory, choose
 

@@ -27,13 +27,14 @@ from ..ewald.system import System
 from .batched_op import factorise, solve
 from .conjugate_gradient import TOLERANCE, ConjugateGradient
 from .constraints import Solver
+from .definite import positive_definite
 from .memory import Memory
 from .naive import IndefiniteError, SolverError
 
 if TYPE_CHECKING:
     from ..ewald.pair_table import PairTable
 
-METHODS = ("auto", "batched", "dense", "iterative")
+METHODS = ("auto", "batched", "dense", "iterative", "one launch")
 LARGEST_SMALL = 128  # atoms; what the batched kernels are for
 LARGEST_DENSE = 400  # atoms; where factorisation and iteration take the same time on two CPU cores
 FEW = 3  # cells
@@ -57,7 +58,8 @@ def choose(
     """A solver of K (q, mu) = (rhs, total) for every structure of the batch.
 
     Args:
-        method: "batched" kernels, "dense" LAPACK, "iterative" conjugate gradients, or "auto" by size.
+        method: "batched" kernels, "dense" LAPACK, "iterative" conjugate gradients, on CPUs those in "one launch", or
+            "auto" by size.
         tolerance: bound on the root-mean-square error of the charges, e, for those found by iteration.
         memory: where iterations start from, and what they leave.
         table: the pair function, if that is known, on CPUs; iterations take its precision.
@@ -68,14 +70,43 @@ def choose(
     """
     if method not in METHODS:
         raise ValueError(f"there is no method '{method}'; there are {', '.join(METHODS)}")
+    if _all_at_once(system, method, table is not None):
+        if method == "auto":
+            method = "batched" if system.size <= LARGEST_SMALL else "dense"
+        return (Small if method == "batched" else Dense)(system, hardness, constant, table)
+    return OneByOne(system, hardness, constant, method, tolerance, memory, table)
+
+
+def _all_at_once(system: System, method: str, has_table: bool) -> bool:
+    """Whether all structures are solved together, by factorised matrices."""
     large = system.size > LARGEST_DENSE
-    if table is not None and len(system.tables.periodic):
+    if has_table and len(system.tables.periodic):
         large = system.size > LARGEST_SMALL or system.num_structures <= FEW
-    if method == "iterative" or (method == "auto" and large):
-        return OneByOne(system, hardness, constant, method, tolerance, memory, table)
-    if method == "auto":
-        method = "batched" if system.size <= LARGEST_SMALL else "dense"
-    return (Small if method == "batched" else Dense)(system, hardness, constant, table)
+    return method in ("batched", "dense") or (method == "auto" and not large)
+
+
+def selected(system: System, method: str = "auto", has_table: bool = False) -> list[str]:
+    """The solver that ``choose`` takes for each structure, one of ``METHODS``; empty structures have a "batched" one.
+
+    Args:
+        has_table: whether the pair function is known.
+    """
+    sizes = system.sizes.tolist()
+    if _all_at_once(system, method, has_table):
+        found = "batched" if system.size <= LARGEST_SMALL else "dense"
+        return [found if method == "auto" else method] * len(sizes)
+    meshes = dict(zip(system.tables.periodic.tolist(), system.tables.mesh.any(dim=1).tolist(), strict=True))
+    on_cpu = system.positions.device.type == "cpu"
+    has_table |= on_cpu and not system.has_meshes and (system.size > LARGEST_DENSE or method == "one launch")
+    return [_selected_one(n, b in meshes, meshes.get(b, False), method, has_table) for b, n in enumerate(sizes)]
+
+
+def _selected_one(size: int, in_cell: bool, on_mesh: bool, method: str, has_table: bool) -> str:
+    if has_table and size and not on_mesh and (in_cell or size > LARGEST_DENSE or method == "one launch"):
+        return "one launch"
+    if size > LARGEST_DENSE or (method in ("iterative", "one launch") and size):
+        return "iterative"
+    return "batched" if size <= LARGEST_SMALL else "dense"
 
 
 def hessian(system: System, hardness: Tensor, constant: float, table: PairTable | None = None) -> Tensor:
@@ -122,8 +153,9 @@ class Dense(Factorised):
         ones = self.system.pad(torch.ones_like(self.others[0]))
         matrix.diagonal(dim1=1, dim2=2).add_(1.0 - ones)
         self.factor, info = torch.linalg.cholesky_ex(matrix)
-        if bool((info != 0).any()):
-            raise IndefiniteError(torch.nonzero(info).flatten().tolist())
+        definite = positive_definite(self.factor, info)
+        if not bool(definite.all()):
+            raise IndefiniteError(torch.nonzero(~definite).flatten().tolist())
         self.response = torch.cholesky_solve(ones[:, :, None], self.factor).squeeze(2)  # H^-1 1
         self.stiffness = 1.0 / self.response.sum(dim=1).clamp_min(1e-300)
 
@@ -149,30 +181,29 @@ class OneByOne:
         table: PairTable | None = None,
     ):
         self.ptr, self.solvers, self.waves = system.node_ptr.tolist(), [], {}
-        on_cpu = system.positions.device.type == "cpu"
-        if table is None and on_cpu and system.size > LARGEST_DENSE and not system.has_meshes:
+        kinds = selected(system, method, table is not None)
+        if table is None and "one launch" in kinds:
             from ..ewald.pair_table import PairTable
 
             table = PairTable(system, torch.float32 if single_serves(hardness, tolerance) else torch.float64)
         self.table = table
         self.begin(memory)
-        for b in range(system.num_structures):
+        for b, kind in enumerate(kinds):
             alone, own = system.select(b), hardness[self.ptr[b] : self.ptr[b + 1]]
             known = None if table is None else table.select(b, alone)
-            self.solvers.append(self._named(b, self._solver, b, alone, own, constant, method, tolerance, known))
+            self.solvers.append(self._named(b, self._solver, b, kind, alone, own, constant, tolerance, known))
 
-    def _solver(self, b, alone: System, hardness: Tensor, constant: float, method: str, tolerance: float, table):
-        size, in_cell = len(hardness), len(alone.tables.periodic) > 0
-        if table is not None and size and not alone.has_meshes and (in_cell or size > LARGEST_DENSE):
+    def _solver(self, b: int, kind: str, alone: System, hardness: Tensor, constant: float, tolerance: float, table):
+        if kind == "one launch":
             from ..ewald.wave_table import WaveTable
             from .together import Together
 
-            if in_cell:
+            if len(alone.tables.periodic):
                 self.waves[b] = WaveTable(alone, table.dtype)
             return Together(alone, hardness, constant, tolerance, table, self.waves.get(b))
-        if size > LARGEST_DENSE or (method == "iterative" and size):
+        if kind == "iterative":
             return ConjugateGradient(alone, hardness, constant, tolerance, table)
-        return (Small if size <= LARGEST_SMALL else Dense)(alone, hardness, constant, table)
+        return (Small if kind == "batched" else Dense)(alone, hardness, constant, table)
 
     def begin(self, memory: Memory | None) -> None:
         """The solves of a step follow; they start from what ``memory`` tells."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cores import count
 from ..ewald.pair_table import PairTable
 from ..ewald.system import System
 from ..ewald.wave_parts import LINES, THIRDS, row_length
@@ -22,9 +23,9 @@ from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged
 from .error_bound import ErrorBound
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
-from .together_cpu import EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
+from .together_cpu import BLOCKS, EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
-TERMS_OF_A_THREAD = 100_000
+TERMS_OF_A_THREAD = 2_000_000
 
 
 class Together:
@@ -86,11 +87,11 @@ class Together:
                 average = 2.0 * math.pi / float(torch.linalg.det(system.lattice()[0]).abs())
         # terms of a product; fewer than some 1e5 are not worth another thread, which all would wait for
         work = len(pairs.pairs.neighbour) + 4 * n * int(tables["extent"].sum()) * LINES * THIRDS
-        self.threads = max(1, min(torch.get_num_threads(), work // TERMS_OF_A_THREAD))
+        self.threads = max(1, min(count(), work // TERMS_OF_A_THREAD))
         self.numbers = torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, MAX_ITERATIONS])
         self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
         tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
-        tensors |= {"sums": torch.zeros(self.threads, SLOTS, dtype=torch.float64)}
+        tensors |= {"sums": torch.zeros(BLOCKS, SLOTS, dtype=torch.float64)}
         tensors |= {"numbers": self.numbers, "scalars": self.scalars}
         self._call = Call(machine_code(Iterations, pairs.dtype), [tensors[name] for name in TENSORS])
         # the same memory for numpy, whose functions take a fraction of PyTorch's time where there is little to do

@@ -2,15 +2,19 @@
 
 The algorithm is that of ``conjugate_gradient.py``, whose weights are the squares of ``root``. Each thread has its share
 of the atoms, of the rows of the pair list and of the lines of wave vectors; what one needs of the others lies behind a
-barrier. Sums over atoms are added up by every thread in the same order, so that all take the same decisions.
+barrier. Sums over atoms are sums over blocks of atoms, the same for any number of threads, which each thread adds up in
+the same order: all take the same decisions, and charges have the same bits on any number of threads.
 """
+
+from contextlib import contextmanager
 
 from llvmlite import ir
 
 from ..ewald.wave_parts import DOUBLE, WaveParts
 from ..llvm import I32, I64
 
-SLOTS = 16  # sums of a thread, kept in cache lines of its own
+SLOTS = 16  # sums of a block of atoms, kept in cache lines of its own
+BLOCKS, VECTORS_OF_A_BLOCK = 16, 8  # at most, and at least
 CONVERGED, INDEFINITE, EXHAUSTED = 0, 1, 2
 NUMBERS = ("stride", "atoms", "tiles", "thirds", "near_tiles", "has_start", "limit")
 SCALARS = ("constant", "average", "squared_eta", "target", "weights", "multiplier", "norm", "iterations", "status")
@@ -42,7 +46,10 @@ class Iterations(WaveParts):
         self.multiplier, self.slope = self.variable(DOUBLE), self.variable(DOUBLE)
         self.count, self.starts, self.status = self.variable(I64), self.variable(I64), self.variable(I64)
         self.rows = self.share(self.n["atoms"])
-        self.vectors = self.share(b.sdiv(self.n["stride"], I64(self.lanes)))
+        self.num_vectors = b.sdiv(self.n["stride"], I64(self.lanes))
+        most = self.minimum(b.sdiv(self.num_vectors, I64(VECTORS_OF_A_BLOCK)), BLOCKS)
+        self.num_blocks = b.select(b.icmp_signed("<", most, I64(1)), I64(1), most)
+        self.blocks = self.share(self.num_blocks)
 
         b.store(self.scalar(self.t["scalars"], SCALARS.index("multiplier")), self.multiplier)
         b.store(DOUBLE(1.0), self.slope)
@@ -74,9 +81,20 @@ class Iterations(WaveParts):
     def _report(self, name: str, value) -> None:
         self.builder.store(value, self.at(self.t["scalars"], SCALARS.index(name), DOUBLE))
 
-    def _own(self):
-        """First atoms of this thread's vectors."""
-        return self.loop(self.mul(self.vectors[0], self.lanes), self.mul(self.vectors[1], self.lanes), self.lanes)
+    @contextmanager
+    def _spans(self, *slots: int):
+        """First and last vector of each of this thread's blocks; at the end of a block its sums are told."""
+        with self.loop(*self.blocks) as block:
+            self._clear()
+            ends = block, self.add(block, 1)
+            yield [self.builder.sdiv(self.mul(self.num_vectors, at), self.num_blocks) for at in ends]
+            self._tell(block, *slots)
+
+    @contextmanager
+    def _own(self, *slots: int):
+        """First atoms of this thread's vectors; sums as of ``_spans``."""
+        with self._spans(*slots) as span, self.loop(*(self.mul(at, self.lanes) for at in span), self.lanes) as atom:
+            yield atom
 
     def _get(self, name, atom):
         return self.wide(self.t[name], atom)
@@ -94,19 +112,19 @@ class Iterations(WaveParts):
         term = first if second is None else b.fmul(first, second, flags=("contract",))
         b.store(b.fadd(b.load(variable, typ=variable.allocated_type), term, flags=("contract",)), variable)
 
-    def _tell(self, *slots: int) -> None:
-        """This thread's sums, to the others."""
+    def _tell(self, block, *slots: int) -> None:
+        """The sums of a block, to all threads."""
         for slot, variable in zip(slots, self.accumulators, strict=False):
             total = self.reduce(self.builder.load(variable, typ=variable.allocated_type))
-            place = self.add(self.mul(self.begin, SLOTS), slot)
+            place = self.add(self.mul(block, SLOTS), slot)
             self.builder.store(total, self.at(self.t["sums"], place, DOUBLE))
 
     def _told(self, slot: int):
-        """The sum of all threads."""
+        """The sum of all blocks."""
         total, b = self.variable(DOUBLE), self.builder
         b.store(DOUBLE(0.0), total)
-        with self.loop(0, self.end) as thread:
-            part = self.scalar(self.t["sums"], self.add(self.mul(thread, SLOTS), slot))
+        with self.loop(0, self.num_blocks) as block:
+            part = self.scalar(self.t["sums"], self.add(self.mul(block, SLOTS), slot))
             b.store(b.fadd(b.load(total, typ=DOUBLE), part), total)
         return b.load(total, typ=DOUBLE)
 
@@ -137,8 +155,7 @@ class Iterations(WaveParts):
 
     def _begin(self) -> None:
         """What the first search or step will ask for."""
-        self._clear()
-        with self._own() as atom:
+        with self._own(7, 3, 4) as atom:
             r = self._get("r", atom)
             self._put("q", atom, self.all_lanes(DOUBLE(0.0)))
             self._narrowed_residual(atom, r)
@@ -147,7 +164,6 @@ class Iterations(WaveParts):
             self._add(0, r, r)
             self._add(1, d)
             self._add(2, d, self._get("widths", atom))
-        self._tell(7, 3, 4)
         self.barrier()
 
     def _leave_if(self, condition, status: int) -> None:
@@ -192,10 +208,8 @@ class Iterations(WaveParts):
         for finish in (first, second):
             self.structure_factors(t["x_narrow"], *tables, keep)
             self.barrier()
-            self._clear()
-            self.potential(t["coefficients"], *tables, n["thirds"], finish)
-            if finish is second:
-                self._tell(0, 1)
+            with self._spans(*((0, 1) if finish is second else ())) as span:
+                self.potential(t["coefficients"], *tables, n["thirds"], finish, span)
             self.barrier()
 
     def _turn(self) -> None:
@@ -205,15 +219,13 @@ class Iterations(WaveParts):
         is_first = b.icmp_signed("==", b.load(self.count, typ=I64), I64(1))
         keep = b.select(is_first, DOUBLE(0.0), b.fdiv(slope, b.load(self.slope, typ=DOUBLE)))
         b.store(slope, self.slope)
-        self._clear()
-        with self._own() as atom:
+        with self._own(3, 4) as atom:
             z = self._minus(self._get("z", atom), self._times(shift, self._weight(atom)))
             d = self._plus(z, self._times(keep, self._get("d", atom)))
             self._put("d", atom, d)
             self.store(self.narrow(d), self.t["d_narrow"], atom)
             self._add(0, d)
             self._add(1, d, self._get("widths", atom))
-        self._tell(3, 4)
         self.barrier()
 
     def _step(self) -> None:
@@ -228,7 +240,6 @@ class Iterations(WaveParts):
         self.structure_factors(t["d_narrow"], *tables, keep)
         self._pairs()
         self.barrier()
-        self._clear()
 
         def finish(atom, waves):
             by_atom = self._times(by_width, self._get("widths", atom))
@@ -241,8 +252,8 @@ class Iterations(WaveParts):
             self._add(0, image, d)
             self._add(1, image, self._weight(atom))
 
-        self.potential(t["coefficients"], *tables, n["thirds"], finish)
-        self._tell(5, 6)
+        with self._spans(5, 6) as span:
+            self.potential(t["coefficients"], *tables, n["thirds"], finish, span)
         self.barrier()
         curvature = self._told(5)
         starts = b.icmp_signed("!=", b.load(self.starts, typ=I64), I64(0))
@@ -251,15 +262,13 @@ class Iterations(WaveParts):
         b.store(I64(0), self.starts)
         level = b.fdiv(self._told(6), s["weights"])
         b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, level)), self.multiplier)
-        self._clear()
-        with self._own() as atom:
+        with self._own(7) as atom:
             self._put("q", atom, self._plus(self._get("q", atom), self._times(length, self._get("d", atom))))
             image = self._minus(self._get("image", atom), self._times(level, self._get("inside", atom)))
             r = self._minus(self._get("r", atom), self._times(length, image))
             self._put("r", atom, r)
             self._narrowed_residual(atom, r)
             self._add(0, r, r)
-        self._tell(7)
         self.barrier()
 
     def _pairs(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from ..tensor_product.program import coupling
+from ..tensor_product.coupling import nonzero
 
 Polynomial = dict[tuple[int, int, int], float]  # exponents of x, y, z -> coefficient
 
@@ -57,12 +57,12 @@ def harmonics(l_max: int) -> tuple[tuple[int, Polynomial], ...]:
     axes = [{tuple(int(a == axis) for a in range(3)): math.sqrt(3.0)} for axis in range(3)]
     shells: list[list[Polynomial]] = [[{(0, 0, 0): 1.0}], axes][: l_max + 1]
     for l in range(2, l_max + 1):
-        tensor = coupling(1, l - 1, l) * math.sqrt((2 * l + 1) / (3 * l))
+        scale = math.sqrt((2 * l + 1) / (3 * l))
         shell = [defaultdict(float) for _ in range(2 * l + 1)]
-        for a, b, m in tensor.abs().gt(1e-12).nonzero().tolist():
+        for (a, b, m), coefficient in nonzero(1, l - 1, l).items():
             for e1, c1 in axes[a].items():
                 for e2, c2 in shells[-1][b].items():
-                    shell[m][tuple(s + t for s, t in zip(e1, e2, strict=True))] += float(tensor[a, b, m]) * c1 * c2
+                    shell[m][tuple(s + t for s, t in zip(e1, e2, strict=True))] += coefficient * scale * c1 * c2
         shells.append([{e: c for e, c in sorted(p.items()) if abs(c) > 1e-12} for p in shell])
     return tuple((l, polynomial) for l, shell in enumerate(shells) for polynomial in shell)
 

@@ -6,7 +6,7 @@ Sources: NequIP (Batzner et al., Nat. Commun. 13, 2453, 2022) and DimeNet (Gaste
 import math
 
 import torch
-from fastlr.kernels.tensor_product.program import coupling
+from fastlr.kernels.tensor_product.coupling import coupling
 from torch import Tensor
 
 
@@ -35,8 +35,8 @@ def radial_basis(x: Tensor, r_max: float, roots: Tensor, p: float) -> Tensor:
 def spherical_harmonics(directions: Tensor, l_max: int) -> Tensor:
     """Real spherical harmonics Y_0 ... Y_l_max of unit vectors, |Y_l|^2 = 2l + 1; shape (E, (l_max + 1)^2).
 
-    Y_l couples Y_1 with Y_(l-1): Y_l = sqrt((2l+1) / 3l) C(1, l-1, l) Y_1 Y_(l-1), with C from ``coupling``. Order,
-    sign and normalisation ("component") are those of e3nn.
+    Y_l couples Y_1 with Y_(l-1): Y_l = sqrt((2l+1) / 3l) C(1, l-1, l) Y_1 Y_(l-1), with C from ``coupling``. Order
+    and signs are those of its components.
     """
     harmonics = [torch.ones_like(directions[:, :1]), math.sqrt(3.0) * directions][: l_max + 1]
     for l in range(2, l_max + 1):

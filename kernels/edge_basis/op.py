@@ -8,8 +8,9 @@ Vectors are float64 and all arithmetic is; Y and R are rounded to the model's fl
 from importlib import import_module
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
+from ..operators import operator
 from . import formulas
 from .formulas import Basis
 
@@ -36,7 +37,7 @@ def _prepared(vectors: Tensor, roots: Tensor, basis: Basis, *gradients: Tensor) 
     return [tensor.contiguous() for tensor in (vectors, roots, *gradients)]
 
 
-@library.custom_op("fastlr::edge_basis", mutates_args=())
+@operator("fastlr::edge_basis")
 def edge_basis_op(
     vectors: Tensor, roots: Tensor, r_max: float, p: float, l_max: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def _(vectors, roots, r_max, p, l_max, dtype):
     )
 
 
-@library.custom_op("fastlr::edge_basis_backward", mutates_args=())
+@operator("fastlr::edge_basis_backward")
 def edge_basis_backward(
     g_angular: Tensor, g_radial: Tensor, vectors: Tensor, roots: Tensor, r_max: float, p: float, l_max: int
 ) -> Tensor:
@@ -70,7 +71,7 @@ def _(g_angular, g_radial, vectors, roots, r_max, p, l_max):
     return vectors.new_empty(vectors.shape)
 
 
-@library.custom_op("fastlr::edge_basis_double_backward", mutates_args=())
+@operator("fastlr::edge_basis_double_backward")
 def edge_basis_double_backward(
     h: Tensor, g_angular: Tensor, g_radial: Tensor, vectors: Tensor, roots: Tensor, r_max: float, p: float, l_max: int
 ) -> tuple[Tensor, Tensor, Tensor]:

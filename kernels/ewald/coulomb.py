@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ewald_mesh.potential import MeshPotential, mesh_form
 from . import reciprocal
 from .op import coulomb_pairs, pair_values
-from .system import System
+from .system import System, slab_constant
 
 if TYPE_CHECKING:
     from .pair_table import PairTable
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 def coulomb_energy(q: Tensor, system: System) -> Tensor:
     """q' A q / 2 of each structure (B,) in e^2/Å, differentiable to second order like ``coulomb_form``."""
     return 0.5 * (coulomb_form(q, q, system) - slab_constant(system) * system.sum(q) ** 2)
-
-
-def slab_constant(system: System) -> Tensor:
-    """(B,) 1/Å, what ``coulomb_form`` and ``coulomb_matrix`` add to all elements of a slab's A: 2 pi R^2 / V.
-
-    It makes the matrix positive semidefinite and has no influence on charges of a given sum.
-    """
-    constant = system.cell.new_zeros(system.num_structures)
-    if not system.has_slabs:
-        return constant
-    volume = torch.linalg.det(system.lattice()).abs()
-    return constant.index_add(0, system.tables.periodic, 2.0 * math.pi * system.tables.height**2 / volume)
 
 
 def coulomb_form(u: Tensor, q: Tensor, system: System) -> Tensor:

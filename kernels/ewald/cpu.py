@@ -13,7 +13,7 @@ from ..llvm import I32, I64, Emitter, Lanes, Operations
 from ..native import compiled, launch
 from . import formulas
 from .formulas import Entry
-from .op import PairList
+from .pair_list import PairList
 from .rows import KINDS
 
 I8 = ir.IntType(8)

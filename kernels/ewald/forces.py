@@ -20,9 +20,8 @@ from ..ewald_mesh.influence import fixed_influence, squares, waves
 from ..ewald_mesh.op import bins_of, gather, spread
 from ..ewald_mesh.potential import coordinates
 from . import reciprocal
-from .coulomb import slab_constant
 from .op import pair_pull
-from .system import System
+from .system import System, slab_constant
 
 if TYPE_CHECKING:
     from .pair_table import PairTable

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..llvm import I32, I64, Emitter
 from ..native import launch, machine_code, vector_bytes
 from . import reciprocal
-from .op import PairList
+from .pair_list import PairList
 from .system import System
 from .wave_parts import DOUBLE, Team
 

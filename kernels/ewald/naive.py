@@ -15,6 +15,12 @@ from .tables import wave_indices
 MESH_WAVES = 1e-12  # relative size at which the waves end that stand for a particle mesh
 
 
+def coulomb_energy(q: Tensor, system: System) -> Tensor:
+    """q' A q / 2 of each structure (B,) in e^2/Å, from charges (N,) in e; differentiable."""
+    charges = system.pad(q)[:, :, None]
+    return 0.5 * (charges * (coulomb_matrix(system) @ charges)).sum(dim=(1, 2))
+
+
 def coulomb_matrix(system: System) -> Tensor:
     """A[b, i, j], such that a structure's Coulomb energy is (k / 2) q' A q; differentiable.
 

@@ -6,34 +6,15 @@ along a direction. See ``formulas.py``; everything is float64.
 """
 
 from importlib import import_module
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 from ..autograd import wanted
+from ..operators import operator
+from .pair_list import PairList
 
 _KERNELS = {"cpu": ".cpu", "cuda": ".triton"}  # device type -> module
-
-
-class PairList(NamedTuple):
-    """The entries of the real-space sum (CSR): each pair stands in the rows of both of its atoms.
-
-    Attributes:
-        ptr: (N + 1,) int64, the entries of atom i are ptr[i] ... ptr[i + 1] - 1.
-        neighbour: (P,) int32, the other atom.
-        shift: (P, 3) int8, lattice shift of the other atom.
-        batch: (N,) int64, the structure of each atom.
-    """
-
-    ptr: Tensor
-    neighbour: Tensor
-    shift: Tensor
-    batch: Tensor
-
-    @property
-    def num_nodes(self) -> int:
-        return self.ptr.shape[0] - 1
 
 
 def _kernels(tensor: Tensor):
@@ -58,7 +39,7 @@ def _prepared(pairs: list[Tensor], beta: Tensor, **given: Tensor) -> list[Tensor
     return [tensor.contiguous() for tensor in given.values()]
 
 
-@library.custom_op("fastlr::coulomb_pairs", mutates_args=())
+@operator("fastlr::coulomb_pairs")
 def coulomb_pairs(q: Tensor, x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: list[Tensor]) -> Tensor:
     """phi (N,) from charges q (N,), positions x (N, 3), squared widths a (N,), cell (B, 3, 3) and beta (B,)."""
     q, x, a, cell = _prepared(pairs, beta, charges=q, positions=x, widths=a, cell=cell)
@@ -70,7 +51,7 @@ def _(q, x, a, cell, beta, pairs):
     return torch.empty_like(q)
 
 
-@library.custom_op("fastlr::coulomb_pairs_gradient", mutates_args=())
+@operator("fastlr::coulomb_pairs_gradient")
 def coulomb_pairs_gradient(
     u: Tensor, q: Tensor, x: Tensor, a: Tensor, cell: Tensor, beta: Tensor, pairs: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +67,7 @@ def _(u, q, x, a, cell, beta, pairs):
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(cell)
 
 
-@library.custom_op("fastlr::coulomb_pairs_change", mutates_args=())
+@operator("fastlr::coulomb_pairs_change")
 def coulomb_pairs_change(
     dx: Tensor,
     da: Tensor,

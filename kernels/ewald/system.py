@@ -136,3 +136,15 @@ class System(NamedTuple):
         """All tensors on ``device``."""
         moved = (value.to(device) if hasattr(value, "to") else value for value in self)
         return System(*moved)
+
+
+def slab_constant(system: System) -> Tensor:
+    """(B,) 1/Å, what ``coulomb_form`` and ``coulomb_matrix`` add to all elements of a slab's A: 2 pi R^2 / V.
+
+    It makes the matrix positive semidefinite and has no influence on charges of a given sum.
+    """
+    constant = system.cell.new_zeros(system.num_structures)
+    if not system.has_slabs:
+        return constant
+    volume = torch.linalg.det(system.lattice()).abs()
+    return constant.index_add(0, system.tables.periodic, 2.0 * math.pi * system.tables.height**2 / volume)

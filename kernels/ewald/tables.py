@@ -25,7 +25,7 @@ from torch import Tensor
 from ..ewald_mesh.errors import potential_error
 from ..ewald_mesh.parameters import choose
 from . import truncation
-from .op import PairList
+from .pair_list import PairList
 
 SMALLEST_MESH = 300  # atoms; below, no mesh is worth a thought
 # Seconds of energy and forces on one core (see ``ewald_mesh.parameters``): an entry of the pair list, and an atom and
@@ -42,7 +42,7 @@ class CoulombTables(NamedTuple):
     """Tables of a batch of B structures with N atoms, P entries, and Bp structures that have wave vectors.
 
     Attributes:
-        ptr, neighbour, shift: the entries of the real-space sum, see ``op.PairList``.
+        ptr, neighbour, shift: the entries of the real-space sum, see ``PairList``.
         inverse_eta: (B,) float64, 1/Å, zero for a molecule.
         periodic: (Bp,) int64, the structures with wave vectors.
         axes: (Bp, 3) int64, their lattice vectors in the order of the indices of the waves; the axis along which a

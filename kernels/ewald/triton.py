@@ -8,7 +8,7 @@ from torch import Tensor
 from ..triton_source import Operations, Source
 from . import formulas
 from .formulas import Entry
-from .op import PairList
+from .pair_list import PairList
 from .rows import KINDS
 
 BLOCK = 64

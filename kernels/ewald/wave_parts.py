@@ -173,9 +173,9 @@ class WaveParts(Team):
 
         return finish
 
-    def potential(self, coefficients, line, third, stride, tiles, extent, thirds, finish: Callable) -> None:
-        """``finish(first atom, phi)`` for this thread's share of the atoms, a vector at a time."""
-        begin, end = self.share(self.builder.sdiv(stride, I64(self.lanes)))
+    def potential(self, coefficients, line, third, stride, tiles, extent, thirds, finish: Callable, span) -> None:
+        """``finish(first atom, phi)`` for the atoms of the vectors first ... last - 1, which are the ``span``."""
+        begin, end = span
         rest = self.builder.sub(end, self.builder.srem(self.builder.sub(end, begin), I64(VECTORS)))
         for first, last, vectors in ((begin, rest, VECTORS), (rest, end, 1)):
             with self.loop(first, last, vectors) as vector:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cores import count
 from ..llvm import I64
 from ..native import Call, machine_code, shares, vector_bytes
 from . import reciprocal
@@ -95,7 +96,7 @@ class WaveTable:
     def threads(self) -> int:
         """Worth their while."""
         work = self.num_atoms * self.num_lines * self.num_thirds
-        return max(1, min(torch.get_num_threads(), work // 10_000))
+        return max(1, min(count(), work // 10_000))
 
     def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> float:
         """u' A q of charges (n,); its derivatives by positions are added to (n, 3), and by strain to (3, 3)."""

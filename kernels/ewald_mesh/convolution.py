@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import freed_memory
+from ..cores import torch_on_all_threads
 
 
 def convolve(a: Tensor, g: Tensor) -> Tensor:
@@ -28,14 +29,16 @@ def transform(mesh: Tensor) -> Tensor:
     """rfftn(mesh)."""
     if mesh.device.type == "cpu" and mesh.numel() * mesh.element_size() > freed_memory.GIVEN_BACK:
         freed_memory.keep()
-    return torch.fft.rfftn(mesh)
+    with torch_on_all_threads():
+        return torch.fft.rfftn(mesh)
 
 
 def filtered(transformed: Tensor, g: Tensor, dims: tuple[int, ...]) -> Tensor:
     """irfftn(G transformed); overwrites ``transformed``."""
     # a real factor of real and imaginary parts: PyTorch would convert G to complex numbers first
     torch.view_as_real(transformed).mul_(g[..., None])
-    return torch.fft.irfftn(transformed, s=dims)
+    with torch_on_all_threads():
+        return torch.fft.irfftn(transformed, s=dims)
 
 
 class _Convolve(torch.autograd.Function):

@@ -12,14 +12,23 @@ A jet of order d holds the derivatives of W_i(k) by x_i up to order d, in the or
 W | dW/dx, dW/dy, dW/dz | xx, xy, xz, yy, yz, zz | xxx, ...
 """
 
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations_with_replacement
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ORDERS = range(4, 9)  # p for which there are kernels
+
+
+class Mesh(NamedTuple):
+    """The two operations: (mesh, x, order, p) -> ``gather``; (c, x, dims, order, p) -> ``spread``."""
+
+    gather: Callable[..., Tensor]
+    spread: Callable[..., Tensor]
 
 
 @cache
@@ -125,3 +134,6 @@ def spread(c: Tensor, x: Tensor, dims: tuple[int, int, int], order: int, p: int)
     index, jet = _stencil(x, tuple(dims), order, p)
     values = sum(c[:, n, None, None, None] * component for n, component in enumerate(jet))
     return c.new_zeros(prod(dims)).index_add(0, index.reshape(-1), values.reshape(-1)).view(tuple(dims))
+
+
+MESH = Mesh(gather, spread)

@@ -12,9 +12,10 @@ the specification.
 from importlib import import_module
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 from ..autograd import wanted
+from ..operators import operator
 from . import naive
 from .bins import Bins, segments
 from .naive import ORDERS, components, differentiated
@@ -56,7 +57,7 @@ def _check_bins(bins: list[Tensor], x: Tensor, dims: list[int]) -> Bins:
     return Bins(*(tensor.contiguous() for tensor in bins))
 
 
-@library.custom_op("fastlr::mesh_bins", mutates_args=())
+@operator("fastlr::mesh_bins")
 def mesh_bins(x: Tensor, dims: list[int], p: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``bins.Bins`` of atoms at mesh coordinates x (N, 3); has no derivative."""
     _check(x, dims, p)
@@ -70,7 +71,7 @@ def _(x, dims, p):
     return integers, ptr, torch.empty_like(x, dtype=torch.int64), torch.empty_like(x)
 
 
-@library.custom_op("fastlr::mesh_gather", mutates_args=())
+@operator("fastlr::mesh_gather")
 def mesh_gather(mesh: Tensor, x: Tensor, bins: list[Tensor], order: int, p: int) -> Tensor:
     """(N, components) from a mesh (n1, n2, n3), mesh coordinates x (N, 3) and their bins."""
     dims = list(mesh.shape)
@@ -85,7 +86,7 @@ def _(mesh, x, bins, order, p):
     return x.new_empty(x.shape[0], len(components(order)))
 
 
-@library.custom_op("fastlr::mesh_spread", mutates_args=())
+@operator("fastlr::mesh_spread")
 def mesh_spread(c: Tensor, x: Tensor, bins: list[Tensor], dims: list[int], order: int, p: int) -> Tensor:
     """A mesh (n1, n2, n3) from c (N, components), mesh coordinates x (N, 3) and their bins."""
     _check(x, dims, p, order, c=(c, (x.shape[0], len(components(max(order, 0))))))
@@ -158,6 +159,9 @@ def spread(
 ) -> Tensor:
     """Same result as ``naive.spread``, by the kernels of the tensors' device."""
     return mesh_spread(c, x, bins_of(x, dims, p) if bins is None else bins, list(dims), order, p)
+
+
+MESH = naive.Mesh(gather, spread)
 
 
 def stencils(x: Tensor, dims: tuple[int, int, int], p: int):

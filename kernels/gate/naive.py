@@ -10,9 +10,9 @@ from torch import Tensor
 from .layout import SILU_SCALE, TANH_SCALE, GateLayout
 
 
-def gate(x: Tensor, layout: GateLayout) -> Tensor:
-    """(N, dim_in) -> (N, dim_out)."""
-    parts = {}
+def gate(x: Tensor, layout: str) -> Tensor:
+    """(N, dim_in) -> (N, dim_out); ``layout`` is the key of a ``GateLayout``."""
+    parts, layout = {}, GateLayout.from_key(layout)
     for start_in, start_out, mul, odd in layout.scalars:
         columns = x[:, start_in : start_in + mul]
         parts[start_out] = torch.tanh(columns) * TANH_SCALE if odd else torch.nn.functional.silu(columns) * SILU_SCALE

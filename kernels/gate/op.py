@@ -4,8 +4,9 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
+from ..operators import operator
 from . import naive
 from .layout import GateLayout
 
@@ -24,7 +25,7 @@ def gate(x: Tensor, layout: str) -> Tensor:
         ValueError: a wrong shape or float type.
     """
     if x.device.type not in _KERNELS:
-        return naive.gate(x, GateLayout.from_key(layout))
+        return naive.gate(x, layout)
     return gate_op(x, layout)
 
 
@@ -46,7 +47,7 @@ def _kernels(tensor: Tensor):
     return import_module(_KERNELS[tensor.device.type], __package__)
 
 
-@library.custom_op("fastlr::gate", mutates_args=())
+@operator("fastlr::gate")
 def gate_op(x: Tensor, layout: str) -> Tensor:
     """(N, dim_in) -> (N, dim_out)."""
     found, (x,) = _prepared(layout, x)
@@ -58,7 +59,7 @@ def _(x, layout):
     return x.new_empty(x.shape[0], GateLayout.from_key(layout).dim_out)
 
 
-@library.custom_op("fastlr::gate_backward", mutates_args=())
+@operator("fastlr::gate_backward")
 def gate_backward(x: Tensor, g: Tensor, layout: str) -> Tensor:
     """(N, dim_in), derivative of <gate(x), g> by x."""
     found, (x, g) = _prepared(layout, x, g)
@@ -70,7 +71,7 @@ def _(x, g, layout):
     return x.new_empty(x.shape)
 
 
-@library.custom_op("fastlr::gate_double_backward", mutates_args=())
+@operator("fastlr::gate_double_backward")
 def gate_double_backward(x: Tensor, g: Tensor, v: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     """(N, dim_in) and (N, dim_out), derivatives of <gate_backward(x, g), v> by x and g."""
     found, (x, g, v) = _prepared(layout, x, g, v)
@@ -102,7 +103,7 @@ def _third(ctx, *probes):
     tensors = ctx.saved_tensors
     with torch.enable_grad():
         x, g, v = own = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
-        z = naive.gate(x, GateLayout.from_key(ctx.layout))
+        z = naive.gate(x, ctx.layout)
         (dx,) = torch.autograd.grad(z, x, g, create_graph=True)
         pair = torch.autograd.grad(dx, (x, g), v, create_graph=True, materialize_grads=True)
         total = sum((value * probe).sum() for value, probe in zip(pair, probes, strict=True))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
 
-from e3nn.o3 import Irreps
+from ..irreps import Irreps
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Layout:
     @staticmethod
     def of(irreps_in: Irreps, irreps_out: Irreps) -> "Layout":
         """Of irreps that occur once each; blocks in the order of the output."""
+        irreps_in, irreps_out = Irreps(irreps_in), Irreps(irreps_out)
         inputs = {ir: (part.start, mul) for part, (mul, ir) in zip(irreps_in.slices(), irreps_in, strict=True)}
         blocks, weight = [], 0
         for part, (mul, ir) in zip(irreps_out.slices(), irreps_out, strict=True):

@@ -9,6 +9,16 @@ from torch import Tensor
 from .layout import Layout
 
 
+def irreps_linear(x: Tensor, weights: Tensor, layout: str, transposed: bool) -> Tensor:
+    """(N, dim_in) -> (N, dim_out), or transposed.
+
+    Args:
+        weights: (weights,), a matrix (channels in, channels out) for each irrep.
+        layout: key of a ``Layout``.
+    """
+    return apply(x, weights, Layout.from_key(layout), transposed)
+
+
 def apply(x: Tensor, weights: Tensor, layout: Layout, transposed: bool = False) -> Tensor:
     """(N, dim_in) -> (N, dim_out), or transposed (N, dim_out) -> (N, dim_in)."""
     out = x.new_zeros(x.shape[0], layout.dim_in if transposed else layout.dim_out)
@@ -29,6 +39,16 @@ def weight_gradient(x: Tensor, g: Tensor, layout: Layout) -> Tensor:
         others = g[:, block.start_out : block.start_out + block.dim * block.mul_out].reshape(-1, block.mul_out)
         parts.append((rows.T @ others * block.scale).flatten())
     return torch.cat(parts) if parts else x.new_zeros(0)
+
+
+def transposed(weights: Tensor, layout: Layout) -> Tensor:
+    """Weights (..., weights) with the matrix of each block transposed in place: those of ``layout.transposed()``."""
+    out = weights.clone()
+    for block in layout.blocks:
+        own = slice(block.weight, block.weight + block.mul_in * block.mul_out)
+        square = weights[..., own].unflatten(-1, (block.mul_in, block.mul_out))
+        out[..., own] = square.transpose(-1, -2).flatten(-2)
+    return out
 
 
 def matrices(weights: Tensor, layout: Layout):

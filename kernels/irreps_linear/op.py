@@ -12,9 +12,10 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 from ..autograd import wanted
+from ..operators import operator
 from .layout import Layout
 
 _KERNELS = {"cpu": ".cpu"}  # device type -> module; elsewhere PyTorch does the specification itself
@@ -39,7 +40,7 @@ def _check(layout: Layout, weights: Tensor | None, *sides: tuple[Tensor, int]) -
         raise ValueError(f"weights: expected ({layout.num_weights},) of {dtype}, got {tuple(weights.shape)}")
 
 
-@library.custom_op("fastlr::irreps_linear", mutates_args=())
+@operator("fastlr::irreps_linear")
 def irreps_linear(x: Tensor, weights: Tensor, layout: str, transposed: bool) -> Tensor:
     """(N, dim_in) -> (N, dim_out), or transposed."""
     blocks = Layout.from_key(layout)
@@ -53,7 +54,7 @@ def _(x, weights, layout, transposed):
     return x.new_empty(x.shape[0], blocks.dim_in if transposed else blocks.dim_out)
 
 
-@library.custom_op("fastlr::irreps_linear_weights", mutates_args=())
+@operator("fastlr::irreps_linear_weights")
 def irreps_linear_weights(x: Tensor, g: Tensor, layout: str) -> Tensor:
     """(weights,) from x (N, dim_in) and g (N, dim_out)."""
     blocks = Layout.from_key(layout)

@@ -3,6 +3,9 @@
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
+
+from torch import Tensor
 
 from ..gate.layout import GateLayout
 from ..irreps_linear.layout import Layout
@@ -47,3 +50,37 @@ class LayerShape:
         program, linear, gate, connection, num_own, by_species = json.loads(key)
         program, linear, gate = Program.from_key(program), Layout.from_key(linear), GateLayout.from_key(gate)
         return LayerShape(program, linear, gate, connection and Layout.from_key(connection), num_own, by_species)
+
+
+class LayerWeights(NamedTuple):
+    """Weights of a layer, with all scales.
+
+    Attributes:
+        table: (M + 5, weights of the convolution), the radial network; see ``radial_table/naive.py``.
+        linear: (weights of ``LayerShape.linear``,).
+        connections: (species, weights of ``LayerShape.connection``). own_connections: (num_own, the same).
+    """
+
+    table: Tensor
+    linear: Tensor
+    connections: Tensor
+    own_connections: Tensor
+
+
+class EdgeData(NamedTuple):
+    """What a layer reads of the edges into each of N nodes.
+
+    Attributes:
+        begin, end: (N,) int64, the edges of node n are begin[n] ... end[n] - 1; what lies between is not read.
+        source: (E,) int64, the node at the other end.
+        harmonics: (E, irreps_edge.dim).
+        place: (E,) where the length lies within its interval of the radial table, 0 ... 1.
+        interval: (E,) int64, the interval.
+    """
+
+    begin: Tensor
+    end: Tensor
+    source: Tensor
+    harmonics: Tensor
+    place: Tensor
+    interval: Tensor

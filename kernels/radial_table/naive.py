@@ -52,15 +52,18 @@ def sites(num_intervals: int) -> Tensor:
     return torch.cat([knots, knots.new_tensor([0.5, 1.5, num_intervals - 1.5, num_intervals - 0.5])]).sort().values
 
 
-@constant
-def site_weights(num_intervals: int, device: torch.device | str = "cpu") -> Tensor:
-    """(M + 5, M + 5) float64: the table as a linear function of the values at ``sites``; M is at least 5."""
+def collocation(num_intervals: int) -> tuple[Tensor, Tensor]:
+    """Which rows of the table each site is read from, and how much of each: (M + 5, 6) int64, (M + 5, 6) float64."""
     x = sites(num_intervals)
     interval = x.floor().clamp(max=num_intervals - 1).long()
-    matrix = x.new_zeros(len(x), len(x))
-    columns = interval[:, None] + torch.arange(ROWS)
-    matrix.scatter_(1, columns, spline_coefficients(x - interval))
-    return torch.linalg.inv(matrix).to(device)
+    return interval[:, None] + torch.arange(ROWS), spline_coefficients(x - interval)
+
+
+def site_weights(num_intervals: int) -> Tensor:
+    """(M + 5, M + 5) float64: the table as a linear function of the values at ``sites``; M is at least 5."""
+    columns, entries = collocation(num_intervals)
+    matrix = entries.new_zeros(len(columns), len(columns))
+    return torch.linalg.inv(matrix.scatter_(1, columns, entries))
 
 
 def interpolate(coefficients: Tensor, table: Tensor, interval: Tensor) -> Tensor:

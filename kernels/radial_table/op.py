@@ -12,9 +12,10 @@ and each of the three is differentiated by the other two.
 from importlib import import_module
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
 
 from ..autograd import wanted
+from ..operators import operator
 from .intervals import Intervals
 from .naive import ROWS
 
@@ -46,7 +47,7 @@ def _prepared(intervals: list[Tensor], **given: Tensor) -> list[Tensor]:
     return [tensor.contiguous() for tensor in given.values()]
 
 
-@library.custom_op("fastlr::radial_table_values", mutates_args=())
+@operator("fastlr::radial_table_values")
 def values(coefficients: Tensor, table: Tensor, intervals: list[Tensor]) -> Tensor:
     """w (E, F) from C (E, 6) and T (M + 5, F)."""
     coefficients, table = _prepared(intervals, coefficients=coefficients, table=table)
@@ -58,7 +59,7 @@ def _(coefficients, table, intervals):
     return table.new_empty(coefficients.shape[0], table.shape[1])
 
 
-@library.custom_op("fastlr::radial_table_coefficients", mutates_args=())
+@operator("fastlr::radial_table_coefficients")
 def coefficients_gradient(gradient: Tensor, table: Tensor, intervals: list[Tensor]) -> Tensor:
     """dC (E, 6) from g (E, F) and T (M + 5, F)."""
     gradient, table = _prepared(intervals, gradient=gradient, table=table)
@@ -70,7 +71,7 @@ def _(gradient, table, intervals):
     return gradient.new_empty(gradient.shape[0], ROWS)
 
 
-@library.custom_op("fastlr::radial_table_rows", mutates_args=())
+@operator("fastlr::radial_table_rows")
 def rows_gradient(coefficients: Tensor, gradient: Tensor, intervals: list[Tensor]) -> Tensor:
     """dT (M + 5, F) from C (E, 6) and g (E, F)."""
     coefficients, gradient = _prepared(intervals, coefficients=coefficients, gradient=gradient)
@@ -122,3 +123,12 @@ def _of_rows(ctx, h):
 values.register_autograd(_of_values, setup_context=_setup)
 coefficients_gradient.register_autograd(_of_coefficients, setup_context=_setup)
 rows_gradient.register_autograd(_of_rows, setup_context=_setup)
+
+
+def interpolate(coefficients: Tensor, table: Tensor, interval: Tensor) -> Tensor:
+    """Same result as ``naive.interpolate`` of six rows, by the kernels of the tensors' device.
+
+    Raises:
+        ValueError: a shape or float type is wrong.
+    """
+    return values(coefficients, table, list(Intervals.of(interval, table.shape[0] - (ROWS - 1))))

@@ -27,10 +27,11 @@ Each device serves all of it with three kernels,
 from importlib import import_module
 
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, nn
 
 from ..adjacency import Adjacency
 from ..autograd import wanted
+from ..operators import operator
 from ..radial_table import op as radial_table
 from ..radial_table.intervals import Intervals
 from ..radial_table.naive import ROWS
@@ -73,7 +74,7 @@ def _prepared(program: Program, edges: Adjacency, interval: Tensor, table: Tenso
     return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *c, table, interval)]
 
 
-@library.custom_op("fastlr::tabulated_product", mutates_args=())
+@operator("fastlr::tabulated_product")
 def tabulated_product(
     x: Tensor, y: Tensor, c: Tensor, table: Tensor, edges: list[Tensor], interval: Tensor, program: str
 ) -> Tensor:
@@ -88,7 +89,7 @@ def _(x, y, c, table, edges, interval, program):
     return x.new_empty(edges[2].shape[0] - 1, Program.from_key(program).irreps_out.dim)
 
 
-@library.custom_op("fastlr::tabulated_product_backward", mutates_args=())
+@operator("fastlr::tabulated_product_backward")
 def tabulated_product_backward(
     g: Tensor,
     x: Tensor,
@@ -123,7 +124,7 @@ def _(g, x, y, c, table, edges, interval, program, need_x, need_edges, need_tabl
     )
 
 
-@library.custom_op("fastlr::tabulated_product_double_backward", mutates_args=())
+@operator("fastlr::tabulated_product_double_backward")
 def tabulated_product_double_backward(
     a: Tensor | None,
     b: Tensor,

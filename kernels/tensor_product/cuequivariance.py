@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adjacency import Adjacency
-from .program import Program, coupling
+from .coupling import coupling
+from .program import Program
 
 
 class CuEquivarianceConvolution(nn.Module):
@@ -42,6 +43,8 @@ class CuEquivarianceConvolution(nn.Module):
         self.product = cuet.SegmentedPolynomial(polynomial, method=method, math_dtype=math_dtype)
         order = torch.argsort(torch.cat(columns)) if columns else torch.zeros(0, dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
+        for module in self.product.modules():  # constants of the product are no part of a model's weights
+            module._non_persistent_buffers_set.update(module._buffers)
 
     def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """See ``NaiveConvolution.forward``."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adjacency import Adjacency
-from .program import Program, coupling
+from .coupling import coupling
+from .program import Program
 
 
 class NaiveConvolution(nn.Module):

@@ -18,10 +18,11 @@ and the derivative of the last is a sum of the first two. Each device serves all
 from importlib import import_module
 
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, nn
 
 from ..adjacency import Adjacency
 from ..autograd import wanted
+from ..operators import operator
 from .program import Program
 
 _KERNELS = {"cpu": ".cpu", "cuda": ".triton"}  # device type -> module
@@ -53,7 +54,7 @@ def _prepared(program: Program, edges: Adjacency, *, g=(), x=(), y=(), w=()) -> 
     return [None if tensor is None else tensor.contiguous() for tensor in (*g, *x, *y, *w)]
 
 
-@library.custom_op("fastlr::tensor_product", mutates_args=())
+@operator("fastlr::tensor_product")
 def tensor_product(x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str) -> Tensor:
     """z (N, irreps_out.dim) from x (N, irreps_in.dim), Y (E, irreps_edge.dim) and w (E, weight_numel)."""
     paths, adjacency = Program.from_key(program), Adjacency(*edges)
@@ -66,7 +67,7 @@ def _(x, y, w, edges, program):
     return x.new_empty(edges[2].shape[0] - 1, Program.from_key(program).irreps_out.dim)
 
 
-@library.custom_op("fastlr::tensor_product_backward", mutates_args=())
+@operator("fastlr::tensor_product_backward")
 def tensor_product_backward(
     g: Tensor, x: Tensor, y: Tensor, w: Tensor, edges: list[Tensor], program: str, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +86,7 @@ def _(g, x, y, w, edges, program, need_x, need_y):
     return dx, y.new_empty(y.shape) if need_y else y.new_empty(0), w.new_empty(w.shape)
 
 
-@library.custom_op("fastlr::tensor_product_double_backward", mutates_args=())
+@operator("fastlr::tensor_product_double_backward")
 def tensor_product_double_backward(
     a: Tensor | None,
     b: Tensor,

@@ -12,20 +12,10 @@ kernels work on its ``contractions``. Layouts:
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import sqrt
 from typing import NamedTuple
 
-import torch
-from e3nn.o3 import Irreps, wigner_3j
-
-
-@cache
-def coupling(l1: int, l2: int, l3: int) -> torch.Tensor:
-    """Real coupling coefficients sqrt(2 l3 + 1) * wigner_3j, shape (2l1+1, 2l2+1, 2l3+1), float64.
-
-    This is the "component" normalisation of e3nn and NequIP for a weighted "uvu" path.
-    """
-    return wigner_3j(l1, l2, l3, dtype=torch.float64) * sqrt(2 * l3 + 1)
+from ..irreps import Irreps
+from .coupling import nonzero
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class Program:
     """All paths from ``irreps_in`` x ``irreps_edge`` to the irreps present in ``filter_out``.
 
     Paths are ordered by input block, edge block and output degree: the order of NequIP's weights.
-    Output channels of one irrep follow the same order; output blocks are sorted as e3nn sorts irreps.
+    Output channels of one irrep follow the same order; output blocks are sorted.
     """
 
     irreps_in: Irreps
@@ -133,7 +123,7 @@ class Program:
     @cached_property
     def irreps_out(self) -> Irreps:
         """Sorted and simplified irreps of z."""
-        return Irreps([(mul, ir3) for _, _, mul, _, _, ir3 in self._products]).sort().irreps.simplify()
+        return Irreps([(mul, ir3) for _, _, mul, _, _, ir3 in self._products]).sort().simplify()
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
@@ -165,9 +155,8 @@ class Program:
             x = Block(x_slices[path.block1].start, path.mul, 2 * path.l1 + 1)
             z = Block(z_slices[path.block3].start + path.channel3, self.irreps_out[path.block3].mul, 2 * path.l3 + 1)
             matrix, transpose = defaultdict(list), defaultdict(list)
-            tensor = coupling(path.l1, path.l2, path.l3)
-            for i, j, k in tensor.abs().gt(1e-12).nonzero().tolist():
-                term = y_slices[path.block2].start + j, float(tensor[i, j, k])
+            for (i, j, k), coefficient in nonzero(path.l1, path.l2, path.l3).items():
+                term = y_slices[path.block2].start + j, coefficient
                 matrix[k, i].append(term)
                 transpose[i, k].append(term)
             for contractions, source, target, entries in ((both[0], x, z, matrix), (both[1], z, x, transpose)):

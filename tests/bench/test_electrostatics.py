@@ -20,7 +20,7 @@ from fastlr.bench.timing import alternate, over_each
 
 from fastlr.cli import main
 from fastlr.constants import COULOMB_CONSTANT
-from fastlr.parity import relative_rms
+from fastlr.numerics import relative_rms
 
 # generous ones: with a smearing of 1.8 Å and a cutoff of 9 Å, pairs beyond it make an error of 2e-5
 RESOLUTIONS = {

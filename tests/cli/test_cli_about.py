@@ -11,8 +11,8 @@ import torch
 import fastlr as package
 from fastlr import Potential
 from fastlr.backends import BACKENDS, OPERATIONS
+from fastlr.checks.operations import check_backend
 from fastlr.errors import BackendError
-from fastlr.parity import check_backend
 
 
 def test_version_and_help(fastlr):
@@ -85,7 +85,7 @@ def test_doctor(fastlr, monkeypatch):
             raise BackendError("is off by one")
         return check_backend(name, device, dtype)
 
-    monkeypatch.setattr("fastlr.parity.check_backend", check)
+    monkeypatch.setattr("fastlr.checks.operations.check_backend", check)
     monkeypatch.setenv("COLUMNS", "200")
     result = fastlr("doctor")
     assert result.code == 0

@@ -14,7 +14,7 @@ from reference.models import LR_MODELS, MODELS, graph_of, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlr import Potential
-from fastlr.backends import resolve
+from fastlr.backends import Operations, resolve
 from fastlr.engine import captured
 from fastlr.engine.captured import Captured
 from fastlr.engine.padding import EDGES_AN_ATOM, Sizes, padded
@@ -146,10 +146,10 @@ def test_a_bucket_serves_many(name, rng):
 
 
 @pytest.mark.parametrize("name", ["nequip", "lr"])
-@pytest.mark.parametrize("largest", [captured.LARGEST, 10])
+@pytest.mark.parametrize("largest", [Captured.LARGEST, 10])
 def test_steps(name, largest, rng, monkeypatch):
     """Along a path, with edges that are longer than the cutoff; also where graphs are too large to be replayed."""
-    monkeypatch.setattr(captured, "LARGEST", largest)
+    monkeypatch.setattr(Captured, "LARGEST", largest)
     potential = Potential(small_model(name), backend="reference")
     potential.captured = Captured(potential.model, again)
     alone = Potential(small_model(name), backend="reference")
@@ -259,10 +259,10 @@ def test_nothing_is_waited_for(name, piece):
 
 def test_a_potential_says_what_it_captures(monkeypatch):
     potential = Potential(small_model("lr"), backend="reference")
-    monkeypatch.setattr("fastlr.potential.Captured", lambda model: Captured(model, again))
+    monkeypatch.setattr(Operations, "executor", property(lambda self: lambda model: Captured(model, again)))
     potential._capture()
     assert potential.captured.captures == 1
-    assert "kernels of up to 200,000 edges are launched together; max |dE|" in potential.report()
+    assert "kernels of up to 200,000 edges are launched together\n  max |dE|" in potential.report()
     assert np.isfinite(potential.predict(structures.salt()).energy)
     assert potential.captured.captures == 2
 
@@ -272,7 +272,7 @@ def test_a_gpu_that_cannot_capture(monkeypatch):
         raise RuntimeError("CUDA error: operation not permitted\nwhile a stream is captured")
 
     potential = Potential(small_model("lr"), backend="reference")
-    monkeypatch.setattr("fastlr.potential.Captured", lambda model: Captured(model, failing))
+    monkeypatch.setattr(Operations, "executor", property(lambda self: lambda model: Captured(model, failing)))
     with pytest.warns(
         UserWarning, match="launched one by one, for no CUDA graph could be made: CUDA error: operation not"
     ):

@@ -127,6 +127,7 @@ def test_virial_is_the_derivative_by_strain(name):
 @pytest.mark.parametrize("name", ["nequip", "lr-separate-stacks"])
 @pytest.mark.parametrize("sorted_from", [0, 10**9], ids=["sorted", "as given"])
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.usefixtures("many_cores")
 def test_threads_and_order_change_nothing(name, sorted_from, threads, monkeypatch):
     """Each share of the work adds to copies of its own; rows may be in another order than atoms."""
     monkeypatch.setattr(edge_list, "UNSORTED", sorted_from)

@@ -215,6 +215,7 @@ def test_matrices_that_ask_for_gradients_get_none(rng):
     assert matrix.grad is None
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_same_bits_on_any_number_of_threads_and_in_any_company(rng, monkeypatch):
     matrix, sizes, rhs, total = random_batch(rng.integers(1, 40, 700), rng)
     results, shares = [], []
@@ -263,12 +264,12 @@ def test_opcheck(rng):
     matrix, sizes, rhs, total = random_batch([3, 1, 6], rng, padding=0.0)
     # the factor has padding that nothing is written to: opcheck compares what it holds
     library.opcheck(
-        batched_op.charge_factorise,
+        batched_op.charge_factorise.overload,
         (matrix, sizes),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     factor = list(factorise(matrix, sizes))
-    library.opcheck(batched_op.charge_solve, (factor, rhs.requires_grad_(True), total.requires_grad_(True)))
+    library.opcheck(batched_op.charge_solve.overload, (factor, rhs.requires_grad_(True), total.requires_grad_(True)))
 
 
 def test_compiled_without_graph_breaks(rng):

@@ -5,7 +5,7 @@ import torch
 from fastlr.kernels.charge_solver import naive
 from fastlr.kernels.charge_solver.constraints import Constraints
 from fastlr.kernels.charge_solver.op import equilibrate
-from fastlr.kernels.ewald.coulomb import slab_constant
+from fastlr.kernels.ewald.system import slab_constant
 from reference.coulomb_systems import CELL, MOLECULE, SLAB, random_system
 from reference.differences import relative_error
 

@@ -10,8 +10,8 @@ from fastlr.kernels.charge_solver import solvers
 from fastlr.kernels.charge_solver.conjugate_gradient import ConjugateGradient
 from fastlr.kernels.charge_solver.op import equilibrate
 from fastlr.kernels.ewald import naive, op
-from fastlr.kernels.ewald.coulomb import coulomb_energy, coulomb_form, coulomb_matrix, slab_constant
-from fastlr.kernels.ewald.system import System
+from fastlr.kernels.ewald.coulomb import coulomb_energy, coulomb_form, coulomb_matrix
+from fastlr.kernels.ewald.system import System, slab_constant
 from fastlr.kernels.ewald.tables import coulomb_tables
 from reference.coulomb_systems import CELL, KINDS, MOLECULE, SLAB, random_system
 from reference.differences import relative_error
@@ -158,6 +158,7 @@ def test_madelung_constants_of_point_charges(crystal):
     assert -energy * distance / (n / 2) == pytest.approx(constant, abs=1e-11)
 
 
+@pytest.mark.usefixtures("many_cores")
 def test_same_bits_on_any_number_of_threads(rng):
     system = random_system(rng, [(60, CELL)], edge=9.0, accuracy=1e-6)
     u, q = (torch.randn(60, dtype=torch.float64) for _ in range(2))
@@ -190,11 +191,11 @@ def test_opcheck(rng):
     geometry = [t.requires_grad_(True) for t in (system.positions, system.squared_widths, system.cell)]
     u, q = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     probes = [torch.randn_like(t) for t in geometry]
-    library.opcheck(op.coulomb_pairs, (q, *geometry, beta, pairs))
-    library.opcheck(op.coulomb_pairs_gradient, (u, q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs.overload, (q, *geometry, beta, pairs))
+    library.opcheck(op.coulomb_pairs_gradient.overload, (u, q, *geometry, beta, pairs))
     # the derivatives of the second derivatives are not offered
     with torch.no_grad():
-        library.opcheck(op.coulomb_pairs_change, (*probes, u, q, *geometry, beta, pairs))
+        library.opcheck(op.coulomb_pairs_change.overload, (*probes, u, q, *geometry, beta, pairs))
 
 
 def test_wrong_inputs(rng):

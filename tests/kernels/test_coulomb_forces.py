@@ -4,9 +4,9 @@ import pytest
 import torch
 from ase.build import bulk
 from fastlr.kernels.ewald import forces as forces_module
-from fastlr.kernels.ewald.coulomb import coulomb_form, slab_constant
+from fastlr.kernels.ewald.coulomb import coulomb_form
 from fastlr.kernels.ewald.forces import CoulombForces, energy_and_forces, form_gradients
-from fastlr.kernels.ewald.system import System
+from fastlr.kernels.ewald.system import System, slab_constant
 from fastlr.kernels.ewald.tables import CoulombTables, coulomb_tables
 from reference.coulomb_systems import CELL, MOLECULE, SLAB, random_system
 from reference.differences import relative_error

@@ -102,7 +102,7 @@ def test_all_derivatives(hidden, rows, dtype, device):
     probes = [torch.randn_like(tensor) for tensor in tensors[:2]]
     found = derivatives(lambda x: op.gate(x, layout.key), tensors, probes)
     exact = ([tensor.double() for tensor in group] for group in (tensors, probes))
-    expected = derivatives(lambda x: naive.gate(x, layout), *exact)
+    expected = derivatives(lambda x: naive.gate(x, layout.key), *exact)
     for number, (value, reference) in enumerate(zip(found, expected, strict=True)):
         assert value.dtype == dtype
         assert value.shape == reference.shape
@@ -128,9 +128,9 @@ def test_finite_differences_and_opcheck():
     assert torch.autograd.gradcheck(lambda x: op.gate(x, layout.key), x)
     assert torch.autograd.gradgradcheck(lambda x: op.gate(x, layout.key), x)
     assert torch.autograd.gradgradcheck(lambda x, g: op.gate_backward(x, g, layout.key), (x, g))
-    library.opcheck(op.gate_op, (x, layout.key))
-    library.opcheck(op.gate_backward, (x, g, layout.key))
-    library.opcheck(op.gate_double_backward, (x, g, v, layout.key))
+    library.opcheck(op.gate_op.overload, (x, layout.key))
+    library.opcheck(op.gate_backward.overload, (x, g, layout.key))
+    library.opcheck(op.gate_double_backward.overload, (x, g, v, layout.key))
 
 
 def test_wrong_inputs():

@@ -124,9 +124,9 @@ def test_finite_differences_and_opcheck():
         args = leaves if not transposed else [torch.randn(2, layout.dim_out).double().requires_grad_(True), weights]
         assert torch.autograd.gradcheck(lambda *t, back=transposed: op.irreps_linear(*t, layout.key, back), args)
         assert torch.autograd.gradgradcheck(lambda *t, back=transposed: op.irreps_linear(*t, layout.key, back), args)
-        library.opcheck(op.irreps_linear, (*args, layout.key, transposed))
+        library.opcheck(op.irreps_linear.overload, (*args, layout.key, transposed))
     g = torch.randn(2, layout.dim_out).double().requires_grad_(True)
-    library.opcheck(op.irreps_linear_weights, (x, g, layout.key))
+    library.opcheck(op.irreps_linear_weights.overload, (x, g, layout.key))
 
 
 def test_wrong_inputs():

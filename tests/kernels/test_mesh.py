@@ -211,9 +211,9 @@ def test_opcheck():
     dims, p = (5, 6, 7), 5
     mesh, c, x = (tensor.requires_grad_(True) for tensor in problem(dims, p, 4, 1, torch.float32))
     sorted_atoms = op.bins_of(x, dims, p)
-    library.opcheck(op.mesh_bins, (x.detach(), list(dims), p))
-    library.opcheck(op.mesh_gather, (mesh, x, sorted_atoms, 1, p))
-    library.opcheck(op.mesh_spread, (c, x, sorted_atoms, list(dims), 1, p))
+    library.opcheck(op.mesh_bins.overload, (x.detach(), list(dims), p))
+    library.opcheck(op.mesh_gather.overload, (mesh, x, sorted_atoms, 1, p))
+    library.opcheck(op.mesh_spread.overload, (c, x, sorted_atoms, list(dims), 1, p))
 
 
 def test_only_what_is_wanted_is_computed(monkeypatch):

@@ -72,17 +72,16 @@ def test_direct_equilibration(single, site_energy, method, rng, monkeypatch):
     solution.solve(chi, total)
     found = solution.charges, solution.energy, *solution.gradients(by_charge, site_energy)
 
-    strain = torch.zeros_like(system.cell)
-    leaves = [tensor.clone().requires_grad_() for tensor in (system.positions, strain, chi)]
+    strain, potential = torch.zeros_like(system.cell), torch.zeros_like(chi)
+    leaves = [tensor.clone().requires_grad_() for tensor in (system.positions, strain, chi, potential, total)]
     symmetric = 0.5 * (leaves[1] + leaves[1].transpose(1, 2))
     moved = leaves[0] + (leaves[0][:, None, :] @ symmetric[system.batch]).squeeze(1)
     deformed = system._replace(positions=moved, cell=system.cell + system.cell @ symmetric)
-    q, energy, _ = equilibrate(deformed, leaves[2], hardness, total, K, **options)
-    whole = energy.sum() + (q * by_charge).sum()
+    q, energy, _ = equilibrate(deformed, leaves[2] + leaves[3], hardness, leaves[4], K, **options)
+    whole = energy.sum() + (q * by_charge).sum() + (q * leaves[3]).sum()
     if site_energy:
         whole = whole + (leaves[2] * q + 0.5 * hardness * q**2).sum()
-    by_position, by_strain, by_chi = torch.autograd.grad(whole, leaves)
-    expected = q.detach(), energy.detach(), by_position, by_strain, by_chi
+    expected = q.detach(), energy.detach(), *torch.autograd.grad(whole, leaves)
     for value, reference in zip(found, expected, strict=True):
         if value.ndim == 3:  # a symmetric strain asks for no more
             value = 0.5 * (value + value.transpose(1, 2))

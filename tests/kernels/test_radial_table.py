@@ -5,9 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 from fastlr.kernels.radial_table import naive, op
+from fastlr.kernels.radial_table import sites as by_blocks
 from fastlr.kernels.radial_table.intervals import Intervals
 from fastlr.kernels.radial_table.naive import ROWS, site_weights, sites, spline_coefficients
 from torch import library
+
+from fastlr.nn.mlp import ScalarMLP
+from fastlr.nn.radial import tabulated
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -39,6 +43,41 @@ def test_error_falls_as_the_sixth_power():
         values = naive.interpolate(spline_coefficients(x - intervals.interval), table, intervals.interval)
         errors.append(float((values - smooth(x * (4.0 / num_intervals))).norm()))
     assert all(50.0 < coarse / fine < 80.0 for coarse, fine in pairwise(errors)), errors
+
+
+@pytest.mark.parametrize("num_intervals", [5, 58, 59, 60, 64, 123, 124, 300])
+def test_equations_solved_by_blocks(num_intervals):
+    """The same as the inverse of the whole matrix, around full blocks; values of one column, of several, of none."""
+    expected = site_weights(num_intervals)
+    bound = 1e-14 * expected.abs().max()
+    assert ((by_blocks.site_weights(num_intervals) - expected).abs() <= bound).all()
+    for width in (0, 1, 3):
+        values = torch.randn(num_intervals + 5, width).double()
+        rows = by_blocks.rows_from_values(values)
+        assert rows.shape == values.shape
+        assert ((rows - expected @ values).abs() <= 1e-13 * (expected.abs() @ values.abs())).all()
+
+
+def test_gradient_of_equations_solved_by_blocks():
+    values = torch.randn(130, 2).double().requires_grad_(True)
+    probe = torch.randn(130, 2).double()
+    (gradient,) = torch.autograd.grad(by_blocks.rows_from_values(values), values, probe)
+    expected = site_weights(125).T
+    assert ((gradient - expected @ probe).abs() <= 1e-13 * (expected.abs() @ probe.abs())).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_tables_that_are_kept_equal_those_that_learn(dtype):
+    """Of a network; in float64 both are made from the same values."""
+    network, roots = ScalarMLP([8, 16, 5]), torch.arange(1, 9).double()
+    lengths = torch.tensor([0.5, 2.0, 4.5]).double()
+    learns, kept = (tabulated(lengths, 100, 4.0, roots, 6.0, dtype, kept) for kept in (None, {}))
+    assert learns.table(network).requires_grad
+    assert not kept.table(network).requires_grad
+    assert kept.table(network) is kept.table(network)
+    expected = learns.table(network).detach()
+    assert kept.table(network).dtype == dtype
+    assert (kept.table(network) - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
 
 def test_splines_have_four_continuous_derivatives():
@@ -123,9 +162,9 @@ def test_opcheck():
     (coefficients, table, g), intervals = problem(9, 6, 11, torch.float32)
     coefficients, table, g = (tensor.requires_grad_(True) for tensor in (coefficients, table, g))
     lists = list(intervals)
-    library.opcheck(op.values, (coefficients, table, lists))
-    library.opcheck(op.coefficients_gradient, (g, table, lists))
-    library.opcheck(op.rows_gradient, (coefficients, g, lists))
+    library.opcheck(op.values.overload, (coefficients, table, lists))
+    library.opcheck(op.coefficients_gradient.overload, (g, table, lists))
+    library.opcheck(op.rows_gradient.overload, (coefficients, g, lists))
 
 
 @pytest.mark.parametrize(

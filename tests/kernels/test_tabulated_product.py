@@ -245,13 +245,13 @@ class TestPyTorch:
         leaves, edges, interval = arguments
         g = torch.randn(4, SMALL.irreps_out.dim, dtype=torch.float64, requires_grad=True)
         changes = [torch.randn_like(leaf) for leaf in leaves[:3]]
-        library.opcheck(op.tabulated_product, (*leaves, edges, interval, SMALL.key))
+        library.opcheck(op.tabulated_product.overload, (*leaves, edges, interval, SMALL.key))
         for needs in ((True, True, True), (False, True, False), (True, False, True)):
-            library.opcheck(op.tabulated_product_backward, (g, *leaves, edges, interval, SMALL.key, *needs))
+            library.opcheck(op.tabulated_product_backward.overload, (g, *leaves, edges, interval, SMALL.key, *needs))
         fixed = [tensor.detach() for tensor in (g, *leaves)]
         for a in (changes[0], None):
             arguments = (a, *changes[1:], *fixed, edges, interval, SMALL.key)
-            library.opcheck(op.tabulated_product_double_backward, arguments)
+            library.opcheck(op.tabulated_product_double_backward.overload, arguments)
 
     def test_compile_without_graph_breaks(self, arguments):
         leaves, edges, interval = arguments

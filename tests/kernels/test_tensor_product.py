@@ -10,6 +10,7 @@ from fastlr.kernels.adjacency import Adjacency
 from fastlr.kernels.tensor_product.naive import NaiveConvolution
 from fastlr.kernels.tensor_product.program import Program
 from reference.differences import relative_error
+from reference.e3nn_signs import sign
 from reference.rotations import random_rotation, representation
 
 # node features, spherical harmonics, wanted output
@@ -88,7 +89,8 @@ def test_agrees_with_e3nn(signature):
     assert program.weight_numel == product.weight_numel
     x, y, weights, edges = random_inputs(program)
     z = NaiveConvolution(program)(x, y, weights, edges)
-    messages = product(to_channels_first(x, program.irreps_in)[edges.source], y, weights)
+    signs = torch.cat([torch.full((path.mul,), sign(path.l1, path.l2, path.l3)) for path in program.paths])
+    messages = product(to_channels_first(x, program.irreps_in)[edges.source], y, weights * signs)
     expected = torch.zeros(len(x), irreps_out.dim, dtype=torch.float64).index_add(0, edges.destination, messages)
     got = to_channels_first(z, irreps_out)
     for block in irreps_out.slices():  # block by block: a small one must not hide behind a large one

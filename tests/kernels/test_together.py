@@ -73,20 +73,24 @@ def test_soft_and_hard_atoms(kind, hardness, rng):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_threads(kind, threads, rng):
-    """More than there are vectors of atoms, too; the same bits every time."""
-    system, chi, hardness = problem(rng, 40, kind)
+@pytest.mark.usefixtures("many_cores")
+def test_any_number_of_threads(kind, threads, rng, monkeypatch):
+    """More than there are vectors of atoms, too; the same bits every time, and as on one thread."""
+    system, chi, hardness = problem(rng, 150 if threads == 2 else 40, kind)
     before, nothing = torch.get_num_threads(), torch.zeros(1, dtype=torch.float64)
     expected, _ = Dense(system, hardness, K)(-chi, nothing)
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(module, "TERMS_OF_A_THREAD", 1)
+    found = []
     try:
-        solver = solver_of(system, hardness, torch.float64)
-        found = [solver(-chi, nothing)[0] for _ in range(3)]
+        for number in (threads, 1):
+            torch.set_num_threads(number)
+            solver = solver_of(system, hardness, torch.float64)
+            assert solver.threads == number
+            found += [solver(-chi, nothing)[0] for _ in range(3)]
     finally:
         torch.set_num_threads(before)
     assert rms(found[0] - expected) <= 1e-11
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,12 +7,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import make_supercell
+from ase.data import chemical_symbols, covalent_radii
 from fastlr.kernels.charge_solver.naive import solve_charges
 from reference import structures
 from reference.differences import displaced, numerical_forces, numerical_gradient, numerical_virial, relative_error
 from reference.models import LR_MODELS, MODELS, R_MAX, energies, graph_of, predict, small_model
 from reference.rotations import random_rotation, rotated
 
+from fastlr.errors import ConfigError
 from fastlr.models import build_model, parse_config
 from fastlr.models.derivatives import evaluate
 
@@ -372,3 +374,13 @@ def test_graph_without_tables_is_refused(name):
 def test_displaced_covers_every_coordinate():
     """The helper itself: 4 steps for each of 9 coordinates."""
     assert len(displaced(structures.water(), 1e-3)) == 36
+
+
+def test_default_widths():
+    """Covalent radii as ASE lists them too, and none where none is known."""
+    symbols = chemical_symbols[1:97]
+    config = parse_config({"kind": "nequip-lr", "species": symbols})
+    np.testing.assert_allclose(config.widths, covalent_radii[1:97], rtol=1e-12)
+    with pytest.raises(ConfigError, match="gaussian_widths: needs one for Bk, of which no covalent radius is known"):
+        parse_config({"kind": "nequip-lr", "species": ["H", "Bk"]})
+    assert parse_config({"kind": "nequip-lr", "species": ["Bk"], "gaussian_widths": 1.7}).widths == [1.7]

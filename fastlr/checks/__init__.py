@@ -1,0 +1,1 @@
+"""Proofs, while a process runs, that what is in use computes what the specification says."""
