@@ -18,7 +18,7 @@ def test_what_is_made_of_the_times(monkeypatch):
     )
     monkeypatch.setattr(company, "STEPS", steps)
     monkeypatch.setattr(company.os, "sched_getaffinity", lambda _: range(2))
-    (row,) = company.run_company(6, steps=1, rounds=1, say=[].append)
+    (row,) = company.run_company(6, steps=2, rounds=1, say=[].append)
     found = {name: (values["median_ms"], values["quantile_999_ms"]) for name, values in row["company"].items()}
     assert found["alone, one thread"] == (1.0, 9.0)
     assert found["alone"] == found["two at once"] == found["beside a busy process"] == (2.0, 18.0)
