@@ -17,9 +17,10 @@ from .backends import resolve
 from .checks.inference import InferenceCheck, check_inference
 from .checks.operations import Parity, check_operations
 from .checks.stored import fingerprint, stored
-from .engine.charges import ACCURACY, PRODUCTS, require_right_charges
+from .engine.charges import require_right_charges
 from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_large_charges
 from .engine.parts import TooLarge, evaluate_in_parts, halved
+from .engine.precision import Precision
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
@@ -143,6 +144,7 @@ class Potential:
         operations = resolve(backend, device, self.config.torch_dtype)
         self.model.to(device).use(operations)
         without_tables(self.model)
+        self.settings = inference_settings(self.model)
         self.operations, self.plan, self.captured, self.tables = operations, None, None, None
         self.parity: list[Parity] = []
         self.inference_check: InferenceCheck | None = None
@@ -194,7 +196,7 @@ class Potential:
         self.captured = captured
 
     def _checked(self, run: Callable[[Graph], dict[str, torch.Tensor]]) -> InferenceCheck:
-        return check_inference(run, self.model, coulomb_settings(self.config), inference_settings(self.config))
+        return check_inference(run, self.model, coulomb_settings(self.config), self.settings)
 
     def _table_size(self) -> tuple[int, float] | None:
         """As ``find_size``, from disk if that was found before."""
@@ -221,7 +223,12 @@ class Potential:
 
     def graph(self, atoms: Atoms | Sequence[Atoms], charge: float | Sequence[float] | None = None) -> Graph:
         """Structures as the batch that the model takes (on the CPU); see ``Graph.from_atoms``."""
-        return Graph.from_atoms(atoms, self.species, self.config.r_max, inference_settings(self.config), charge)
+        return Graph.from_atoms(atoms, self.species, self.config.r_max, self.settings, charge)
+
+    def single_graph(self, atoms: Atoms, charge: float | None = None, index: int = 0, skin: float = 0.0) -> Graph:
+        """One structure as a batch of one; errors call it structure ``index``. See ``Graph.single``."""
+        config = self.config
+        return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
     def predict(
         self,
@@ -356,13 +363,12 @@ class Potential:
         for some in runs(structures):
             if len(some) > 1:
                 known, own = ([values[k] for k in some] for values in (structures, charges))
-                settings = inference_settings(config)
-                graph = molecules_graph(known, config.species, config.r_max, settings, own, some.start)
+                graph = molecules_graph(known, config.species, config.r_max, self.settings, own, some.start)
                 if graph is not None and self._memory.bytes_of(Counts.of(graph)) <= budget:
                     yield some.start, graph
                     continue
             for k in some:
-                yield k, single_graph(structures[k], config, charges[k], k)
+                yield k, self.single_graph(structures[k], charges[k], k)
 
     def calculator(self, charge: float | None = None):
         """An ASE calculator; ``atoms.info["charge"]`` wins over ``charge``."""
@@ -428,17 +434,12 @@ def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings
     return CoulombSettings(tuple(config.widths), max(config.ewald_accuracy, least), config.ewald_eta)
 
 
-def inference_settings(config: ModelConfig) -> CoulombSettings | None:
+def inference_settings(model: torch.nn.Module) -> CoulombSettings | None:
     """The same, no finer than predictions in the model's float type can tell."""
-    settings = coulomb_settings(config, ACCURACY[config.torch_dtype])
-    return None if settings is None else replace(settings, products=PRODUCTS[config.torch_dtype])
-
-
-def single_graph(
-    atoms: Atoms, config: ModelConfig, charge: float | None = None, index: int = 0, skin: float = 0.0
-) -> Graph:
-    """One structure as a batch of one for the model of ``config``; errors call it structure ``index``."""
-    return Graph.single(atoms, config.species, config.r_max, inference_settings(config), charge, index, skin)
+    if model.config.kind != "nequip-lr":
+        return None
+    precision = Precision.of(model)
+    return replace(coulomb_settings(model.config, precision.accuracy), products=precision.products)
 
 
 def _split(

@@ -36,7 +36,7 @@ class Bound:
             scale_shift = model.electronegativity_scale_shift
             self.electronegativity = Readout(model.electronegativity_readout, scale_shift, plan.dtype, species)
             num_own = plan.model.charge_encoding.num_features
-            self.equilibration = Charges(model.equilibration, plan.config.site_energy)
+            self.equilibration = Charges(model)
             self.charge_stack = self._stack("charge layer", plan.charge_layers, plan.norms[0], 0)
         self.energy_stack = self._stack("layer", plan.energy_layers, plan.norms[1], num_own)
         self._seeded = False

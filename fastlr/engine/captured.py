@@ -145,7 +145,7 @@ class Captured:
     def _equilibrated(self, graph: Graph, chi: Tensor) -> Equilibrated:
         on_device = self._on_device(graph)
         if self._charges is None:
-            self._charges = Charges(self.model.equilibration, self.config.site_energy)
+            self._charges = Charges(self.model)
         with torch.no_grad():
             return self._charges.of(on_device, chi)
 

@@ -13,28 +13,22 @@ from fastlr.kernels.charge_solver.gradients import ChargeGradients
 from fastlr.models.derivatives import by_total, deformable, responsive
 from fastlr.nn.charge_equilibration import ChargeEquilibration, named_failures
 
+from .precision import Precision
+
 if TYPE_CHECKING:
     from fastlr.kernels.charge_solver.direct import Equilibration
-
-# Bound on the root-mean-square error of charges found by iteration, e, and accuracy of Coulomb sums that inference asks
-# for at most: forces are then good to a few 1e-6 eV/Å, which is what float32 can tell.
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-11}
-ACCURACY = {torch.float32: 3e-6, torch.float64: 0.0}
-# Products of the Coulomb matrix that the charges and their adjoint take together, which decide how sums are split; in
-# float64 they are split as in training, so that predictions do not differ by what both leave out.
-PRODUCTS = {torch.float32: 12, torch.float64: 0}
 
 
 class Charges:
     """The charges of graphs that differ in positions, total charges and conditions alone.
 
     Args:
-        module: of the model.
-        site_energy: whether chi'q + q'J q / 2 is part of the energy.
+        model: ``NequIPLR``.
     """
 
-    def __init__(self, module: ChargeEquilibration, site_energy: bool):
-        self.module, self.site_energy = module, site_energy
+    def __init__(self, model: torch.nn.Module):
+        self.module: ChargeEquilibration = model.equilibration
+        self.site_energy, self.precision = model.config.site_energy, Precision.of(model)
         self._equilibration: Equilibration | None = None
 
     def of(self, graph: Graph, chi: Tensor) -> Equilibrated:
@@ -54,18 +48,11 @@ class Charges:
 
     def _prepared(self, graph: Graph) -> Equilibration:
         from fastlr.kernels.charge_solver.direct import Equilibration
-        from fastlr.kernels.charge_solver.solvers import single_serves
 
         require_right_charges(self.module, graph, by_autograd=False)
         hardness = self.module.hardness.detach().index_select(0, graph.species)
-        dtype = self.module.operations.dtype
-        return Equilibration(
-            self.module.system(graph),
-            hardness,
-            COULOMB_CONSTANT,
-            tolerance=TOLERANCE[dtype],
-            single=dtype == torch.float32 and single_serves(hardness, TOLERANCE[dtype]),
-        )
+        options = {"tolerance": self.precision.tolerance, "single": self.precision.single}
+        return Equilibration(self.module.system(graph), hardness, COULOMB_CONSTANT, **options)
 
 
 def require_right_charges(module: ChargeEquilibration, graph: Graph, by_autograd: bool) -> None:

@@ -112,7 +112,7 @@ def _equilibrated(plan: Plan | Pieces, whole: Graph, parts: Callable[[int], Iter
     for part in parts(plan.config.num_charge_layers):
         chi.index_add_(0, part.atoms, plan.electronegativities(part.graph) * part.counted)
     with torch.no_grad():
-        return Charges(plan.model.equilibration, plan.config.site_energy).of(whole, chi)
+        return Charges(plan.model).of(whole, chi)
 
 
 def _add(out: dict[str, Tensor], found: dict[str, Tensor], part: Part) -> None:

@@ -11,7 +11,7 @@ from ase import Atoms
 from fastlr.conditions import conditions_of
 from fastlr.graph import Graph, StructureName, stated_charge
 from fastlr.kernels.charge_solver.memory import Memory
-from fastlr.potential import Potential, Prediction, single_graph
+from fastlr.potential import Potential, Prediction
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
 
@@ -92,7 +92,7 @@ class Steps:
     def _rebuild(self, atoms: Atoms, charge: float | None) -> None:
         if self._built_for is not None and not np.array_equal(atoms.numbers, self._built_for.numbers):
             self.memory.clear()
-        graph = single_graph(atoms, self.potential.config, charge, skin=self.skin)
+        graph = self.potential.single_graph(atoms, charge, skin=self.skin)
         self._in_parts = self.potential.check_memory(graph)
         self._list, self._built_for = graph, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         self.rebuilds += 1

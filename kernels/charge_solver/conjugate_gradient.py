@@ -1,9 +1,14 @@
 """Projected, preconditioned conjugate gradients for one large structure, without a matrix.
 
-Minimises q' H q / 2 - rhs' q with sum q = Q. The direction and the residual are kept in the space of no total charge
-(Gould, Hribar & Nocedal, SIAM J. Sci. Comput. 23, 1376, 2001), so that one solve suffices. As A is positive
+Minimises q' H q / 2 - rhs' q with sum q = Q. Directions have no total charge, and residuals no level (Gould, Hribar &
+Nocedal, SIAM J. Sci. Comput. 23, 1376, 2001), so that one solve suffices. With the diagonal D that a preconditioner M
+begins with, w = 1 / D, and the projection
+
+    S z = z - w (1'z / 1'w),      S' r = r - (w'r / 1'w) 1,
+
+directions come from S M^-1 S' r; were M no more than D, that would be the nearest in its norm. As A is positive
 semidefinite, every eigenvalue of H = k A + J is at least the smallest hardness, and the error of the charges is bounded
-by the residual: |q - q*| <= |r| / min J in the 2-norm.
+by the residual: |q - q*| <= |S' r| / min J in the 2-norm. Tolerances are about this part (see ``error_bound.py``).
 """
 
 from __future__ import annotations
@@ -46,18 +51,26 @@ class Report:
     unfinished: float
 
 
-def target_of(rhs: Tensor, total: Tensor, least: float, tolerance: float, absolute: bool) -> tuple[float, float]:
-    """The norm of the residual to stop at, given the smallest hardness, and what of it rounding alone may leave.
+def target_of(
+    spread: float, largest: float, num_atoms: int, charge: float, least: float, tolerance: float, absolute: bool
+) -> tuple[float, float]:
+    """The norm of the residual to stop at, and what of it rounding alone may leave.
 
     Unless ``absolute``, the tolerance is relative to how large the solution may be where that is below one: an adjoint
     is proportional to a loss, which may be small. What drives charges apart in a perfect crystal of one element is
     the rounding of the right-hand side, and no aim.
+
+    Args:
+        spread: norm of the right-hand side without its level, eV/e.
+        largest: of its absolute values.
+        charge: sum of the charges, e.
+        least: the smallest hardness, eV/e^2.
+        tolerance: see ``ConjugateGradient``.
     """
-    scale, root = 1.0, math.sqrt(len(rhs))
+    root, scale = math.sqrt(num_atoms), 1.0
     if not absolute:
-        spread = float((rhs - rhs.mean()).square().mean().sqrt())
-        scale = min(1.0, spread / least + abs(float(total)) / len(rhs))
-    floor = ROUNDING * root * float(rhs.abs().max())
+        scale = min(1.0, spread / root / least + abs(charge) / num_atoms)
+    floor = ROUNDING * root * largest
     return max(tolerance * scale * root * least, floor), floor
 
 
@@ -106,7 +119,8 @@ class ConjugateGradient:
         self.operator, self.hardness, self.constant = CoulombOperator(system, table), hardness, constant
         kind = Fourier if len(system.tables.periodic) else Jacobi
         self.preconditioner = kind(system, hardness, constant)
-        self.response = self.preconditioner(torch.ones_like(hardness))
+        weights = self.preconditioner.weights
+        self.weights, self.shares = weights, weights / weights.sum()
         self.tolerance, self.reports = tolerance, []
         self.bound = ErrorBound(system, hardness, constant, self.operator.rows())
 
@@ -115,7 +129,6 @@ class ConjugateGradient:
         """Atoms have moved, and the table knows."""
         self.operator.move(system.positions)
         self.preconditioner.move(system.positions)
-        self.response = self.preconditioner(torch.ones_like(self.hardness))
 
     def hessian(self, q: Tensor) -> Tensor:
         """H q."""
@@ -131,13 +144,13 @@ class ConjugateGradient:
             start: charges that are nearly right.
             absolute: take the tolerance as it is, however small the solution may be.
         """
-        n = len(rhs)
+        n, charge, least = len(rhs), float(total), float(self.hardness.min())
         q = torch.zeros_like(rhs) if start is None else start.clone()
-        q += (total - q.sum()) / n
-        least = float(self.hardness.min())
-        target, floor = target_of(rhs, total, least, self.tolerance, absolute)
+        q += (charge - q.sum()) / n
+        spread, largest = torch.linalg.vector_norm(rhs - self.shares @ rhs), rhs.abs().max()
+        target, floor = target_of(float(spread), float(largest), n, charge, least, self.tolerance, absolute)
         residual = rhs - self.hessian(q) if bool(q.any()) else rhs.clone()
-        multiplier = residual.mean()
+        multiplier = self.shares @ residual
         residual -= multiplier
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
@@ -149,7 +162,7 @@ class ConjugateGradient:
             if iteration == MAX_ITERATIONS:
                 raise exhausted(norm / least / math.sqrt(n), self.tolerance)
             z = self.preconditioner(residual)
-            z = z - self.response * (z.sum() / self.response.sum())
+            z -= z.sum() * self.shares
             previous, slope = slope, float(residual @ z)
             direction = z if direction is None else z + (slope / previous) * direction
             image = self.hessian(direction)
@@ -158,10 +171,11 @@ class ConjugateGradient:
                 if has_converged(norm, floor):
                     break
                 raise IndefiniteError([0])
-            step, level = slope / curvature, image.mean()
+            step, level = slope / curvature, self.shares @ image
             q += step * direction
             residual -= step * (image - level)
             multiplier = multiplier - step * level
-        bound = self.bound(norm + floor, q, float(total), start)
+        norm = float(torch.linalg.vector_norm(residual - residual.mean()))
+        bound = self.bound(norm + floor, q, charge, start)
         self.reports.append(Report(iteration, bound, norm / least / math.sqrt(n)))
         return q, multiplier[None]

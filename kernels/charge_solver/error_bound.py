@@ -51,8 +51,8 @@ class ErrorBound:
     def __call__(self, norm: float, q: Tensor, total: float, start: Tensor | None = None) -> float:
         """From the norm of the residual, with what rounding leaves of it; the charges (n,) and their sum; and those to
         begin with, if any."""
-        size = math.sqrt(float(q @ q))
+        size = math.sqrt(float(torch.dot(q, q)))
         # products were taken of the start and of what leads on from there
-        passed = size if start is None else size + 2.0 * math.sqrt(float(start @ start))
+        passed = size if start is None else size + 2.0 * math.sqrt(float(torch.dot(start, start)))
         inexact = self.truncation * size + self.rounding * passed + self.per_sum * abs(total)
         return (norm + inexact) * self.per_residual

@@ -23,7 +23,7 @@ class Memory:
         totals: of the last step, by structure: total charge in e and d^2E/dQ^2 in eV/e^2, where that charge was found.
     """
 
-    def __init__(self, length: int = 4):
+    def __init__(self, length: int = 5):
         self.length, self.reports = length, {}
         self.totals: dict[int, tuple[float, float]] = {}
         self._is_same_step = False

@@ -72,12 +72,15 @@ class Fourier:
         system: one structure.
         hardness: (N,) J in eV/e^2.
         constant: k, eV Å.
+
+    Attributes:
+        weights: (N,) 1 / D.
     """
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
         width, own = diagonal(system, hardness, constant)
-        self.root = own.rsqrt()
+        self.root, self.weights = own.rsqrt(), 1.0 / own
         cell, height = system.lattice()[0], float(system.tables.height[0])
         reach = longest_waves(len(own), cell)
         # half again as fine as the shortest wave asks for, which keeps its aliases small
@@ -120,10 +123,10 @@ class Jacobi:
 
     @torch.no_grad()
     def __init__(self, system: System, hardness: Tensor, constant: float):
-        self.diagonal = hardness + constant * system.self_terms()
+        self.weights = 1.0 / (hardness + constant * system.self_terms())
 
     def move(self, positions: Tensor) -> None:
         """Nothing depends on positions."""
 
     def __call__(self, r: Tensor) -> Tensor:
-        return r / self.diagonal
+        return r * self.weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,61 +87,60 @@ class Together:
                 average = 2.0 * math.pi / float(torch.linalg.det(system.lattice()[0]).abs())
         # terms of a product; fewer than some 1e5 are not worth another thread, which all would wait for
         work = len(pairs.pairs.neighbour) + 4 * n * int(tables["extent"].sum()) * LINES * THIRDS
-        self.rows, self.threads = rows, max(1, min(count(), work // TERMS_OF_A_THREAD))
-        self.numbers = torch.zeros(len(NUMBERS), dtype=torch.int64)
+        self.threads = max(1, min(count(), work // TERMS_OF_A_THREAD))
+        self.numbers = torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, MAX_ITERATIONS])
         self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
-        self.numbers.copy_(torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, 0, MAX_ITERATIONS]))
-        self._set(constant=constant, average=average, squared_eta=squared_eta)
         tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
         tensors |= {"sums": torch.zeros(BLOCKS, SLOTS, dtype=torch.float64)}
         tensors |= {"numbers": self.numbers, "scalars": self.scalars}
         self._call = Call(machine_code(Iterations, pairs.dtype), [tensors[name] for name in TENSORS])
+        # the same memory for numpy, whose functions take a fraction of PyTorch's time where there is little to do
+        self._rows = {name: rows[name].numpy()[:n] for name in ("q", "r", "d", "root")}
+        self._numbers, self._scalars = self.numbers.numpy(), self.scalars.numpy()
+        weights = self._rows["root"] ** 2
+        self._shares = weights / weights.sum()
+        self._set(constant=constant, average=average, squared_eta=squared_eta, weights=float(weights.sum()))
         self.moved(system)
 
     def moved(self, system: System) -> None:
         """Atoms have moved, and the pair table knows."""
         if self.waves is not None:
             self.waves.move(system.positions)
-        self._respond()
-
-    def _respond(self) -> None:
-        """The preconditioner's answer to a potential that is the same everywhere."""
-        self.rows["r"].copy_(self.rows["inside"])
-        self.rows["d"].zero_()
-        self._run(is_response=1, has_start=0, target=-1.0, multiplier=0.0)
 
     def _set(self, **scalars: float) -> None:
         for name, value in scalars.items():
-            self.scalars[SCALARS.index(name)] = value
+            self._scalars[SCALARS.index(name)] = value
 
-    def _run(self, is_response: int, has_start: int, target: float, multiplier: float) -> dict[str, float]:
-        numbers = self.numbers.numpy()
-        numbers[NUMBERS.index("is_response")], numbers[NUMBERS.index("has_start")] = is_response, has_start
+    def _run(self, has_start: bool, target: float, multiplier: float) -> dict[str, float]:
+        self._numbers[NUMBERS.index("has_start")] = has_start
         self._set(target=target, multiplier=multiplier)
         self._call.together(self.threads)
-        return dict(zip(SCALARS, self.scalars.tolist(), strict=True))
+        return dict(zip(SCALARS, self._scalars.tolist(), strict=True))
 
     @torch.no_grad()
+    @np.errstate(invalid="ignore")  # numbers that are none are seen by their norm
     def __call__(
         self, rhs: Tensor, total: Tensor, start: Tensor | None = None, absolute: bool = False
     ) -> tuple[Tensor, Tensor]:
         """See ``ConjugateGradient``."""
-        n, rows, charge = self.num_atoms, self.rows, float(total)
-        rows["r"][:n] = rhs
-        d = rows["d"][:n]
+        n, charge = self.num_atoms, float(total)
+        given, r, d = rhs.numpy(), self._rows["r"], self._rows["d"]
+        level = float(self._shares @ given)
+        np.subtract(given, level, out=r)
         if start is None:
-            d.fill_(charge / n)
+            d.fill(charge / n)
         else:
-            torch.add(start, (charge - float(start.sum())) / n, out=d)
-        has_start = int(start is not None or charge != 0.0)
-        target, floor = target_of(rhs, total, self.least, self.tolerance, absolute)
-        found = self._run(is_response=0, has_start=has_start, target=target, multiplier=float(rhs.mean()))
-        unfinished = found["norm"] / self.least / math.sqrt(n)
+            before = start.numpy()
+            np.add(before, (charge - before.sum()) / n, out=d)
+        spread, largest = math.sqrt(float(r @ r)), float(np.abs(given).max())
+        target, floor = target_of(spread, largest, n, charge, self.least, self.tolerance, absolute)
+        found = self._run(start is not None or charge != 0.0, target, level)
         if found["status"] == INDEFINITE and not has_converged(found["norm"], floor):
             raise IndefiniteError([0])
         if found["status"] == EXHAUSTED:
-            raise exhausted(unfinished, self.tolerance)
-        q = rows["q"][:n].clone()
-        bound = self.bound(found["norm"] + floor, q, charge, start)
+            raise exhausted(found["norm"] / self.least / math.sqrt(n), self.tolerance)
+        q, rest = torch.from_numpy(self._rows["q"].copy()), r - r.mean()
+        norm = math.sqrt(float(rest @ rest))
+        bound, unfinished = self.bound(norm + floor, q, charge, start), norm / self.least / math.sqrt(n)
         self.reports.append(Report(int(found["iterations"]), bound, unfinished))
-        return q, self.scalars[SCALARS.index("multiplier")][None].clone()
+        return q, torch.tensor([found["multiplier"]], dtype=torch.float64)

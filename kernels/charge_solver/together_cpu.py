@@ -1,9 +1,9 @@
 """Conjugate gradients in one launch, for CPUs, in LLVM assembly: threads go through all iterations together.
 
-The algorithm is that of ``conjugate_gradient.py``. Each thread has its share of the atoms, of the rows of the pair list
-and of the lines of wave vectors; what one needs of the others lies behind a barrier. Sums over atoms are sums over
-blocks of atoms, the same for any number of threads, which each thread adds up in the same order: all take the same
-decisions, and charges have the same bits on any number of threads.
+The algorithm is that of ``conjugate_gradient.py``, whose weights are the squares of ``root``. Each thread has its share
+of the atoms, of the rows of the pair list and of the lines of wave vectors; what one needs of the others lies behind a
+barrier. Sums over atoms are sums over blocks of atoms, the same for any number of threads, which each thread adds up in
+the same order: all take the same decisions, and charges have the same bits on any number of threads.
 """
 
 from contextlib import contextmanager
@@ -16,12 +16,10 @@ from ..llvm import I32, I64
 SLOTS = 16  # sums of a block of atoms, kept in cache lines of its own
 BLOCKS, VECTORS_OF_A_BLOCK = 16, 8  # at most, and at least
 CONVERGED, INDEFINITE, EXHAUSTED = 0, 1, 2
-NUMBERS = (
-    "stride", "atoms", "tiles", "thirds", "near_tiles", "is_response", "has_start", "limit",
-)  # fmt: skip
-SCALARS = ("constant", "average", "squared_eta", "target", "response", "multiplier", "norm", "iterations", "status")
+NUMBERS = ("stride", "atoms", "tiles", "thirds", "near_tiles", "has_start", "limit")
+SCALARS = ("constant", "average", "squared_eta", "target", "weights", "multiplier", "norm", "iterations", "status")
 # of the atoms, in float64 and in the tables' type
-ROWS = ("q", "r", "d", "y", "z", "image", "response", "hardness", "widths", "root", "inside")
+ROWS = ("q", "r", "d", "y", "z", "image", "hardness", "widths", "root", "inside")
 NARROW_ROWS = ("x_narrow", "d_narrow")
 TENSORS = (
     *ROWS, *NARROW_ROWS, "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart",
@@ -30,10 +28,10 @@ TENSORS = (
 
 
 class Iterations(WaveParts):
-    """Solve, or (``is_response``) apply the preconditioner to r and leave the result in ``response``.
+    """Solve.
 
-    On entry r is the right-hand side, d where to start from if there is a start (else zero), "multiplier" the mean of
-    the right-hand side over the atoms. ``inside`` is one for atoms and zero for the rest of a row.
+    On entry r is the right-hand side without its level, "multiplier" that level, "weights" the sum of the weights, and
+    d where to start from if there is a start (else zero). ``inside`` is one for atoms and zero for the rest of a row.
     """
 
     NAME = "charges_together"
@@ -145,20 +143,20 @@ class Iterations(WaveParts):
     def _product(self, first, second):
         return self.builder.fmul(first, second, flags=("contract",))
 
-    # The parts of an iteration. Slots of sums: 0 to 2 of the preconditioner, 3 and 4 of the direction, 5 and 6 of the
+    # The parts of an iteration. Slots of sums: 0 and 1 of the preconditioner, 3 and 4 of the direction, 5 and 6 of the
     # product, 7 of the residual; each is read behind the barrier that follows, and written again behind another.
 
-    def _narrowed_residual(self, atom, r) -> None:
+    def _weight(self, atom):
         root = self._get("root", atom)
-        self.store(self.narrow(self._product(self._product(root, root), r)), self.t["x_narrow"], atom)
+        return self._product(root, root)
+
+    def _narrowed_residual(self, atom, r) -> None:
+        self.store(self.narrow(self._product(self._weight(atom), r)), self.t["x_narrow"], atom)
 
     def _begin(self) -> None:
-        """r less its mean, and what the first search or step will ask for."""
-        b = self.builder
-        mean = b.load(self.multiplier, typ=DOUBLE)
+        """What the first search or step will ask for."""
         with self._own(7, 3, 4) as atom:
-            r = self._minus(self._get("r", atom), self._times(mean, self._get("inside", atom)))
-            self._put("r", atom, r)
+            r = self._get("r", atom)
             self._put("q", atom, self.all_lanes(DOUBLE(0.0)))
             self._narrowed_residual(atom, r)
             d = self._get("d", atom)
@@ -206,32 +204,23 @@ class Iterations(WaveParts):
             self._put("z", atom, z)
             self._add(0, z)
             self._add(1, z, self._get("r", atom))
-            self._add(2, self._get("response", atom), self._get("r", atom))
 
         for finish in (first, second):
             self.structure_factors(t["x_narrow"], *tables, keep)
             self.barrier()
-            with self._spans(*((0, 1, 2) if finish is second else ())) as span:
+            with self._spans(*((0, 1) if finish is second else ())) as span:
                 self.potential(t["coefficients"], *tables, n["thirds"], finish, span)
             self.barrier()
-        with self.builder.if_then(self.builder.icmp_signed("!=", n["is_response"], I64(0))):
-            total = self._told(0)
-            with self._own() as atom:
-                self._put("response", atom, self._get("z", atom))
-            with self.builder.if_then(self.builder.icmp_signed("==", self.begin, I64(0))):
-                self._report("response", total)
-        self._leave_if(self.builder.icmp_signed("!=", n["is_response"], I64(0)), CONVERGED)
 
     def _turn(self) -> None:
-        """The next direction, without total charge."""
+        """The next direction, without total charge; z r is what it would be without z's, for r has no level."""
         b = self.builder
-        shift = b.fdiv(self._told(0), self.s["response"])
-        slope = b.fsub(self._told(1), b.fmul(shift, self._told(2)))
+        shift, slope = b.fdiv(self._told(0), self.s["weights"]), self._told(1)
         is_first = b.icmp_signed("==", b.load(self.count, typ=I64), I64(1))
         keep = b.select(is_first, DOUBLE(0.0), b.fdiv(slope, b.load(self.slope, typ=DOUBLE)))
         b.store(slope, self.slope)
         with self._own(3, 4) as atom:
-            z = self._minus(self._get("z", atom), self._times(shift, self._get("response", atom)))
+            z = self._minus(self._get("z", atom), self._times(shift, self._weight(atom)))
             d = self._plus(z, self._times(keep, self._get("d", atom)))
             self._put("d", atom, d)
             self.store(self.narrow(d), self.t["d_narrow"], atom)
@@ -244,7 +233,7 @@ class Iterations(WaveParts):
         b, t, n, s = self.builder, self.t, self.n, self.s
         total, spread = self._told(3), self._told(4)
         # the term of k = 0, see ``ewald.operator``
-        level = b.fmul(s["average"], b.fsub(spread, b.fmul(s["squared_eta"], total)))
+        everywhere = b.fmul(s["average"], b.fsub(spread, b.fmul(s["squared_eta"], total)))
         by_width = b.fmul(s["average"], total)
         tables = t["line"], t["third"], n["stride"], n["tiles"], t["extent"]
         keep = self.coefficients(t["coefficients"], t["both"], t["apart"], n["thirds"])
@@ -253,14 +242,15 @@ class Iterations(WaveParts):
         self.barrier()
 
         def finish(atom, waves):
-            far = self._plus(self.widen(waves), self._times(by_width, self._get("widths", atom)), self.all_lanes(level))
+            by_atom = self._times(by_width, self._get("widths", atom))
+            far = self._plus(self.widen(waves), by_atom, self.all_lanes(everywhere))
             coulomb = self._times(s["constant"], self._plus(self._get("image", atom), far))
             d = self._get("d", atom)
             image = self._plus(coulomb, self._product(self._get("hardness", atom), d))
             image = self._product(image, self._get("inside", atom))
             self._put("image", atom, image)
             self._add(0, image, d)
-            self._add(1, image)
+            self._add(1, image, self._weight(atom))
 
         with self._spans(5, 6) as span:
             self.potential(t["coefficients"], *tables, n["thirds"], finish, span)
@@ -270,11 +260,11 @@ class Iterations(WaveParts):
         self._leave_if(b.not_(b.or_(starts, b.fcmp_ordered(">", curvature, DOUBLE(0.0)))), INDEFINITE)
         length = b.select(starts, DOUBLE(1.0), b.fdiv(b.load(self.slope, typ=DOUBLE), curvature))
         b.store(I64(0), self.starts)
-        mean = b.fdiv(self._told(6), b.sitofp(n["atoms"], DOUBLE))
-        b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, mean)), self.multiplier)
+        level = b.fdiv(self._told(6), s["weights"])
+        b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, level)), self.multiplier)
         with self._own(7) as atom:
             self._put("q", atom, self._plus(self._get("q", atom), self._times(length, self._get("d", atom))))
-            image = self._minus(self._get("image", atom), self._times(mean, self._get("inside", atom)))
+            image = self._minus(self._get("image", atom), self._times(level, self._get("inside", atom)))
             r = self._minus(self._get("r", atom), self._times(length, image))
             self._put("r", atom, r)
             self._narrowed_residual(atom, r)

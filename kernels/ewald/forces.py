@@ -46,7 +46,8 @@ class CoulombForces:
         self.widths = system.squared_widths if bool(system.squared_widths.any()) else None
         self.zero, self.identity = reciprocal.ZeroWave(system, self.lattice), torch.eye(3).to(self.lattice)
         self.meshes = [_Mesh(system, b, eta, *mesh) for b, eta, mesh in system.meshes() if mesh is not None]
-        self.tables = waves or {}
+        self.tables, self.ptr = waves or {}, system.node_ptr.tolist()
+        self.is_one = table is not None and system.num_structures == 1
         self.waves = _Waves(system, self.lattice) if system.tables.lines.shape[1] and not self.tables else None
 
     @torch.no_grad()
@@ -83,7 +84,12 @@ class CoulombForces:
             outer = positions[:, :, None] * gradient[:, None, :]
             strain = torch.zeros_like(system.cell).index_add_(0, system.batch, outer)
             strain += system.cell.transpose(1, 2) @ by_cell
-        if len(system.tables.periodic):
+        if len(system.tables.periodic) and self.is_one:
+            zero = self.zero.of_one(u, q)
+            form += zero
+            if strain is not None:
+                strain[0].diagonal().sub_(zero)
+        elif len(system.tables.periodic):
             zero = self.zero(u, q)
             self._add(zero, None if strain is None else -zero[:, None, None] * self.identity, form, strain)
         if system.has_slabs:
@@ -91,7 +97,7 @@ class CoulombForces:
         if self.waves is not None:
             self._add(*self.waves(positions, q, u, gradient, virial), form, strain)
         for b, table in self.tables.items():
-            own = slice(*system.node_ptr[b : b + 2].tolist())
+            own = slice(*self.ptr[b : b + 2])
             form[b] += table.pull(u[own], q[own], gradient[own], None if strain is None else strain[b])
         for mesh in self.meshes:
             mesh(positions, q, u, form, gradient, strain)

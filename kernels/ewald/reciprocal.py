@@ -96,6 +96,13 @@ class ZeroWave:
         sum_u, spread_u = (sum_q, spread_q) if u is q else self._moments(u)
         return self.factor * (self.squared_eta * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q)
 
+    def of_one(self, u: Tensor, q: Tensor) -> float:
+        """The same for one structure, without derivatives and in fewer operations."""
+        columns = torch.stack([torch.ones_like(q), self.system.squared_widths], dim=1)
+        (sum_u, spread_u), (sum_q, spread_q) = (torch.stack([u, q]) @ columns).tolist()
+        product = float(self.squared_eta) * sum_u * sum_q - spread_u * sum_q - sum_u * spread_q
+        return float(self.factor) * product
+
     def _moments(self, charges: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the charges, and of charges times squared widths."""
         system = self.system

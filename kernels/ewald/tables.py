@@ -234,7 +234,7 @@ def near_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, widths: np.ndarray, reach: float, eta: float, skin: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(i, j, shift) of all pairs with r < reach max(eta, g_ij) + skin, in both directions; and how many atoms there are
-    in a unit volume (1/Å^3) around an atom, at most.
+    in a unit volume where they are dense (1/Å^3).
 
     A few wide atoms would make the list of all others long. If that is cheaper, distances from these are all computed.
     """
@@ -285,12 +285,12 @@ def near_pairs(
 
 
 def _crowding(i: np.ndarray, distance: np.ndarray, num_atoms: int, radius: float) -> float:
-    """The largest number of atoms in a unit volume within ``radius`` of an atom or half of that."""
-    densities = [0.0]
-    for r in (radius, 0.5 * radius):
-        most = np.bincount(i[distance < r], minlength=num_atoms).max(initial=0) + 1
-        densities.append(most / (4.0 / 3.0 * np.pi * r**3))
-    return float(max(densities))
+    """Atoms in a unit volume: the most within ``radius`` of an atom, or the average within half of that, where there is
+    vacuum farther away."""
+    sphere = 4.0 / 3.0 * np.pi * radius**3
+    most = np.bincount(i[distance < radius], minlength=num_atoms).max(initial=0)
+    average = np.count_nonzero(distance < 0.5 * radius) / max(num_atoms, 1)
+    return float(max(most + 1, 8.0 * (average + 1.0)) / sphere)
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:

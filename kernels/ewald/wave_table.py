@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,7 +98,7 @@ class WaveTable:
         work = self.num_atoms * self.num_lines * self.num_thirds
         return max(1, min(count(), work // 10_000))
 
-    def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> Tensor:
+    def pull(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> float:
         """u' A q of charges (n,); its derivatives by positions are added to (n, 3), and by strain to (3, 3)."""
         if self._pull is None:
             self._pull = _Puller(self)
@@ -121,7 +122,10 @@ class _Puller:
         tensors = [self.out, *self.charges, *self.factors, *coefficients, table.line, table.third]
         tensors += [table.both, table.apart, index, table.inverse.contiguous(), table.extent, numbers]
         self.call = Call(machine_code(_Pull, dtype), tensors)
-        self.by_all = self._by_all()
+        # the same memory for numpy, whose functions take a fraction of PyTorch's time where there is little to do
+        self.charges_of = self.charges[:, : self.num_atoms].numpy()
+        self.parts = [factor.numpy().swapaxes(0, 1) for factor in self.factors]
+        self.by_all = self._by_all().numpy()
 
     def _by_all(self) -> Tensor:
         """(10, 2 L M): what the sum and the difference of Re[conj(S_u) S_q] of +m and -m count in u' A q and its
@@ -138,19 +142,18 @@ class _Puller:
         part[0], part[1] = factors[:, 0] + factors[:, 1], factors[:, 0] - factors[:, 1]
         return out.view(-1, 10).T.contiguous()
 
-    def __call__(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> Tensor:
-        self.charges[0, : self.num_atoms], self.charges[1, : self.num_atoms] = q, u
+    def __call__(self, u: Tensor, q: Tensor, gradient: Tensor, strain: Tensor | None) -> float:
+        self.charges_of[0], self.charges_of[1] = q.numpy(), u.numpy()
         self.call.together(self.table.threads)
         gradient += self.out[:, : self.num_atoms].T
-        first, second = self.factors.double()
+        (cc, cs, sc, ss), (other_cc, other_cs, other_sc, other_ss) = self.parts
         # with S of +m and -m as in ``wave_parts.py``, half of the sum and of the difference
-        even = (first * second).sum(dim=1)
-        odd = first[:, 1] * second[:, 2] + first[:, 2] * second[:, 1]
-        odd -= first[:, 0] * second[:, 3] + first[:, 3] * second[:, 0]
-        form, *by_strain = self.by_all @ torch.cat([even.flatten(), odd.flatten()])
+        even = cc * other_cc + cs * other_cs + sc * other_sc + ss * other_ss
+        odd = cs * other_sc + sc * other_cs - cc * other_ss - ss * other_cc
+        found = self.by_all @ np.concatenate([even.ravel(), odd.ravel()])
         if strain is not None:
-            strain += torch.stack(by_strain).view(3, 3)
-        return form
+            strain += torch.from_numpy(found[1:].reshape(3, 3))
+        return float(found[0])
 
 
 class _Fill(WaveParts):
