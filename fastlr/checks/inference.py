@@ -10,11 +10,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from fastlr.backends import resolve
 from fastlr.errors import BackendError
 from fastlr.graph import CoulombSettings, Graph
-from fastlr.models import build_model
 from fastlr.models.derivatives import evaluate
+from fastlr.models.reference import reference_of
 
 from .stored import fingerprint, stored
 
@@ -112,12 +111,3 @@ def _expected(model, atoms: Atoms, settings: CoulombSettings | None, charge: flo
         return {key: found[key] for key in RESULTS}
 
     return stored("reference", f"box {fingerprint(model)} {settings}", compute)
-
-
-def reference_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The same weights in float64 with the reference operations, on the CPU."""
-    config = model.config.model_copy(update={"dtype": "float64"})
-    exact = build_model(config, resolve("reference", "cpu", torch.float64)).requires_grad_(False)
-    kinds = exact.state_dict()
-    exact.load_state_dict({key: value.to(kinds[key].dtype) for key, value in model.state_dict().items()})
-    return exact.eval()

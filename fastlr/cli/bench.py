@@ -184,6 +184,18 @@ def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None) -> No
 
 
 @bench.command()
+def company(
+    atoms: Annotated[int, typer.Option(help="Atoms of water.")] = 192,
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 2000,
+    output: OutputOption = None,
+) -> None:
+    """Steps of dynamics beside a second run or a busy process, and with more threads than cores."""
+    from fastlr.bench.company import run_company
+
+    _finish("company", run_company(atoms, steps), output, "cpu")
+
+
+@bench.command()
 def soundness(output: OutputOption = None) -> None:
     """The engine's differences from float64, its memory over 20,000 steps, and how long it takes to start."""
     from fastlr.bench.soundness import accuracy, startup, steady

@@ -220,7 +220,9 @@ class Bound:
         if self.plan.model.charge_encoding.kind == "scalar":
             by_charge = by_encoding[:, 0]
         else:
-            (by_charge,) = torch.autograd.grad(self.encoding, self.encoded, by_encoding)
+            with torch.enable_grad():
+                total = (self.encoding * by_encoding).sum()
+            (by_charge,) = torch.autograd.grad(total, self.encoded)
         return self.edges.unsort(by_charge.double())
 
     def _seed_charge_stack(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fastlr.bench import engine, nequip_peer, silicon, throughput
 from fastlr.bench.nequip_peer import nequip_preset, with_kernels
 
+from fastlr.checks.inference import InferenceCheck
 from fastlr.engine.plan import Plan
 
 needs_nequip = pytest.mark.skipif(find_spec("nequip") is None, reason="nequip is not installed")
@@ -36,7 +37,7 @@ def test_engine_beside_nequip(monkeypatch):
         out = original(self, graph, **options)
         return out | {"forces": out["forces"] * 1.001}
 
-    monkeypatch.setattr("fastlr.potential.prove", lambda *arguments: None)
+    monkeypatch.setattr("fastlr.potential.check_inference", lambda *arguments: InferenceCheck(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(Plan, "evaluate", wrong)
     results = engine.run_engine([], compile_nequip=False, seconds=0.0, say=said.append)
     assert set(results[0]["times"]["energy, forces, stress"]) == {"nequip"}
