@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..constants import constant
+from ..cores import torch_on_one_thread
 from .naive import DEGREE, collocation
 
 BLOCK = 64
 
 
+@torch_on_one_thread()  # a hundred small products: sharing each takes longer, and far longer on busy cores
 def rows_from_values(values: Tensor) -> Tensor:
     """The table (M + 5, F) whose interpolation equals ``values`` (M + 5, F), float64, at the sites; differentiable."""
     factors = _factors(values.shape[0] - DEGREE, values.device)
