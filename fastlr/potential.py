@@ -33,6 +33,8 @@ from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
 
+FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -196,7 +198,16 @@ class Potential:
         self.captured = captured
 
     def _checked(self, run: Callable[[Graph], dict[str, torch.Tensor]]) -> InferenceCheck:
-        return check_inference(run, self.model, coulomb_settings(self.config), self.settings)
+        """Compare an executor with the reference, with finer Coulomb sums where forces need them."""
+        whole = coulomb_settings(self.config)
+        while True:
+            try:
+                return check_inference(run, self.model, whole, self.settings)
+            except BackendError:
+                if whole is None or self.settings.accuracy <= whole.accuracy:
+                    raise
+                finer = max(self.settings.accuracy / FINER, whole.accuracy)
+                self.settings = replace(self.settings, accuracy=finer)
 
     def _table_size(self) -> tuple[int, float] | None:
         """As ``find_size``, from disk if that was found before."""

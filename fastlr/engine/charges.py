@@ -65,7 +65,8 @@ def require_right_charges(module: ChargeEquilibration, graph: Graph, by_autograd
         return
     from fastlr.checks.charges import require_charges
 
-    require_charges(module.system(graph), module.operations.dtype, by_autograd)
+    has_fragments = graph.conditions is not None and graph.conditions.fragment is not None
+    require_charges(module.system(graph), module.operations.dtype, by_autograd, has_fragments)
 
 
 class Equilibrated:

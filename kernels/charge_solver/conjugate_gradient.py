@@ -1,14 +1,12 @@
 """Projected, preconditioned conjugate gradients for one large structure, without a matrix.
 
-Minimises q' H q / 2 - rhs' q with sum q = Q. Directions have no total charge, and residuals no level (Gould, Hribar &
-Nocedal, SIAM J. Sci. Comput. 23, 1376, 2001), so that one solve suffices. With the diagonal D that a preconditioner M
-begins with, w = 1 / D, and the projection
-
-    S z = z - w (1'z / 1'w),      S' r = r - (w'r / 1'w) 1,
-
-directions come from S M^-1 S' r; were M no more than D, that would be the nearest in its norm. As A is positive
-semidefinite, every eigenvalue of H = k A + J is at least the smallest hardness, and the error of the charges is bounded
-by the residual: |q - q*| <= |S' r| / min J in the 2-norm. Tolerances are about this part (see ``error_bound.py``).
+Minimises q' H q / 2 - rhs' q with given sums C'q = Q, of the whole structure or of its fragments. Directions have no
+sums, and residuals no level (Gould, Hribar & Nocedal, SIAM J. Sci. Comput. 23, 1376, 2001), so that one solve suffices,
+however many fragments there are. With the diagonal D that a preconditioner M begins with, the weights w = 1 / D and the
+projections S of ``constraints.py``, directions come from S M^-1 S' r; were M no more than D, that would be the nearest
+in its norm. As A is positive semidefinite, every eigenvalue of H = k A + J is at least the smallest hardness, and the
+error of the charges is bounded by the residual: |q - q*| <= |S' r| / min J in the 2-norm. Tolerances are about this
+part of it (see ``error_bound.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from ..ewald.operator import CoulombOperator
 from ..ewald.system import System
+from .constraints import Sums
 from .error_bound import ErrorBound
 from .naive import ConvergenceError, IndefiniteError
 from .preconditioner import Fourier, Jacobi
@@ -63,7 +62,7 @@ def target_of(
     Args:
         spread: norm of the right-hand side without its level, eV/e.
         largest: of its absolute values.
-        charge: sum of the charges, e.
+        charge: sum of the charges that are given, e, of whatever sign.
         least: the smallest hardness, eV/e^2.
         tolerance: see ``ConjugateGradient``.
     """
@@ -89,7 +88,7 @@ def exhausted(bound: float, tolerance: float) -> ConvergenceError:
 
 
 class ConjugateGradient:
-    """Solves K (q, mu) = (rhs, total) for one structure.
+    """Solves H q + C m = rhs, C'q = total for one structure.
 
     Args:
         system: one structure.
@@ -98,6 +97,7 @@ class ConjugateGradient:
         tolerance: bound on the root-mean-square error of the charges, e; relative to what drives them apart where that
             is little.
         table: the pair function, if that is known in float32 and is to be good enough.
+        fragments: those of the atoms (n,) and their number, if their sums are given.
 
     Attributes:
         reports: one a solve.
@@ -115,12 +115,12 @@ class ConjugateGradient:
         constant: float,
         tolerance: float = TOLERANCE,
         table: PairTable | None = None,
+        fragments: tuple[Tensor, int] | None = None,
     ):
         self.operator, self.hardness, self.constant = CoulombOperator(system, table), hardness, constant
         kind = Fourier if len(system.tables.periodic) else Jacobi
         self.preconditioner = kind(system, hardness, constant)
-        weights = self.preconditioner.weights
-        self.weights, self.shares = weights, weights / weights.sum()
+        self.sums = Sums(self.preconditioner.weights, *(fragments or ()))
         self.tolerance, self.reports = tolerance, []
         self.bound = ErrorBound(system, hardness, constant, self.operator.rows())
 
@@ -138,20 +138,21 @@ class ConjugateGradient:
     def __call__(
         self, rhs: Tensor, total: Tensor, start: Tensor | None = None, absolute: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Charges (N,) and multiplier (1,).
+        """Charges (n,) and multipliers (F,) from rhs (n,) and sums (F,), of one fragment if none are told apart.
 
         Args:
             start: charges that are nearly right.
             absolute: take the tolerance as it is, however small the solution may be.
         """
-        n, charge, least = len(rhs), float(total), float(self.hardness.min())
+        sums, n, least = self.sums, len(rhs), float(self.hardness.min())
         q = torch.zeros_like(rhs) if start is None else start.clone()
-        q += (charge - q.sum()) / n
-        spread, largest = torch.linalg.vector_norm(rhs - self.shares @ rhs), rhs.abs().max()
-        target, floor = target_of(float(spread), float(largest), n, charge, least, self.tolerance, absolute)
-        residual = rhs - self.hessian(q) if bool(q.any()) else rhs.clone()
-        multiplier = self.shares @ residual
-        residual -= multiplier
+        sums.complete(q, total)
+        spread = torch.linalg.vector_norm(rhs - sums.each(sums.level(rhs)))
+        sizes = float(spread), float(rhs.abs().max()), n, float(total.abs().sum())
+        target, floor = target_of(*sizes, least, self.tolerance, absolute)
+        residual = rhs - self.hessian(q) if bool(q.any()) else rhs
+        multiplier = sums.level(residual)
+        residual = residual - sums.each(multiplier)
         direction, slope = None, 1.0
         for iteration in range(MAX_ITERATIONS + 1):
             norm = float(torch.linalg.vector_norm(residual))
@@ -162,7 +163,7 @@ class ConjugateGradient:
             if iteration == MAX_ITERATIONS:
                 raise exhausted(norm / least / math.sqrt(n), self.tolerance)
             z = self.preconditioner(residual)
-            z -= z.sum() * self.shares
+            z = z - sums.shares * sums.each(sums.of(z))
             previous, slope = slope, float(residual @ z)
             direction = z if direction is None else z + (slope / previous) * direction
             image = self.hessian(direction)
@@ -171,11 +172,11 @@ class ConjugateGradient:
                 if has_converged(norm, floor):
                     break
                 raise IndefiniteError([0])
-            step, level = slope / curvature, self.shares @ image
+            step, level = slope / curvature, sums.level(image)
             q += step * direction
-            residual -= step * (image - level)
+            residual -= step * (image - sums.each(level))
             multiplier = multiplier - step * level
-        norm = float(torch.linalg.vector_norm(residual - residual.mean()))
-        bound = self.bound(norm + floor, q, charge, start)
+        norm = sums.norm_of_rest(residual, norm)
+        bound = self.bound(norm + floor, q, float(q.sum()), start)
         self.reports.append(Report(iteration, bound, norm / least / math.sqrt(n)))
-        return q, multiplier[None]
+        return q, multiplier

@@ -105,12 +105,12 @@ def equilibrate(
         electronegativity, hardness: (N,) chi in eV/e and J in eV/e^2.
         total: (B,) Q in e.
         constant: k, the Coulomb constant in eV Å.
-        constraints: charges of fragments or chemical potentials instead of the sums.
+        constraints: charges of fragments in place of ``total``.
         options: of faster ways to the same, without meaning here.
 
     Returns:
         q (N,) e; the Coulomb energy (k / 2) q' A q (B,) eV; and the Lagrange multiplier (B,), or (G,) of the fragments,
-        minus the chemical potential, zero where that is given. All are differentiable.
+        minus the chemical potential. All are differentiable.
 
     Raises:
         SolverError: the energy of a structure has no minimum.
@@ -124,35 +124,24 @@ def equilibrate(
         charges, multiplier = solve_charges(hessian, -system.pad(electronegativity), total, mask)
         multiplier = multiplier + lift * total
     else:
-        charges, multiplier = _equilibrate_constrained(
-            system, hessian, electronegativity, total, lift, mask, constraints
-        )
+        charges, multiplier = _equilibrate_fragments(system, hessian, electronegativity, lift, mask, constraints)
     energy = 0.5 * (charges * (matrix @ charges[:, :, None]).squeeze(2)).sum(dim=1)
     return system.unpad(charges), energy, multiplier
 
 
-def _equilibrate_constrained(system: System, hessian, electronegativity, total, lift, mask, constraints: Constraints):
-    """Padded charges (B, n) and multipliers."""
+def _equilibrate_fragments(system: System, hessian, electronegativity, lift, mask, constraints: Constraints):
+    """Padded charges (B, n) and multipliers (G,)."""
     inside = mask[:, :, None] & mask[:, None, :]
     hessian = torch.where(inside, hessian, 0.0) + torch.diag_embed((~mask).to(hessian.dtype))
     definite = positive_definite(*torch.linalg.cholesky_ex(hessian.detach()))
     if not definite.all():
         raise IndefiniteError(torch.nonzero(~definite).flatten().tolist())
-    fragment, sums = system.batch, total
-    if constraints.fragment is not None:
-        fragment, sums = constraints.fragment, constraints.fragment_charge
-    count = len(sums)
-    members = system.pad(torch.nn.functional.one_hot(fragment, count).to(hessian.dtype))  # (B, n, F)
-    if constraints.potential is not None:
-        free = ~constraints.potential.isnan()
-        potential = torch.where(free, constraints.potential, 0.0)
-        electronegativity = electronegativity - potential.index_select(0, system.batch)
-        members = torch.where(free[:, None, None], 0.0, members)
-    belongs = members.sum(dim=1) > 0.0  # (B, F)
-    charges, multipliers = solve_constrained(
-        hessian, -system.pad(electronegativity), members, torch.where(belongs, sums, 0.0)
-    )
-    whole = torch.where(belongs, sums, 0.0).sum(dim=1)
+    fragment, sums = constraints
+    members = system.pad(torch.nn.functional.one_hot(fragment, len(sums)).to(hessian.dtype))  # (B, n, G)
+    belongs = members.sum(dim=1) > 0.0  # (B, G)
+    own = torch.where(belongs, sums, 0.0)
+    charges, multipliers = solve_constrained(hessian, -system.pad(electronegativity), members, own)
+    whole = own.sum(dim=1)
     return charges, torch.where(belongs, multipliers + (lift * whole)[:, None], 0.0).sum(dim=0)
 
 

@@ -12,7 +12,7 @@ from ..autograd import wanted
 from ..ewald.coulomb import coulomb_form
 from ..ewald.forces import form_gradients
 from ..ewald.system import System, slab_constant
-from .constraints import Constraints
+from .constraints import Constraints, Fragments
 from .solvers import TOLERANCE, Memory, choose
 
 
@@ -37,18 +37,13 @@ def equilibrate(
 
     Raises:
         SolverError: the energy of a structure has no minimum, or the iteration does not find it.
-        ValueError: an unknown method, one that cannot serve so many atoms, or constraints that contradict each other.
+        ValueError: an unknown method, or one that cannot serve so many atoms.
     """
-    solver = choose(system, hardness.detach(), constant, method, tolerance, memory)
-    sums = total
+    sums, fragments = total, None
     if constraints is not None:
-        solver = constraints.on(solver, system)
-        if constraints.potential is not None:
-            given = constraints.potential.nan_to_num(nan=0.0).index_select(0, system.batch)
-            electronegativity = electronegativity - given
-        if constraints.fragment is not None:
-            sums, structure = constraints.fragment_charge, solver.structure
-            total = torch.zeros_like(total).index_add(0, structure, sums)
+        fragments, sums = Fragments(system, constraints.fragment), constraints.fragment_charge
+        total = torch.zeros_like(total).index_add(0, fragments.structure, sums)
+    solver = choose(system, hardness.detach(), constant, method, tolerance, memory, None, fragments)
     q, multiplier = _Solve.apply(
         -electronegativity, sums, hardness, system.positions, system.squared_widths, system.cell, system, solver,
         constant,
@@ -56,7 +51,9 @@ def equilibrate(
     # (k / 2) q' A q without another sum over space: the equations say k A q = -chi - J q - mu
     energy = -0.5 * system.sum(q * (electronegativity + hardness * q))
     by_sum = -0.5 * multiplier * sums
-    energy = energy + (by_sum if sums is total else torch.zeros_like(total).index_add(0, structure, by_sum))
+    if fragments is not None:
+        by_sum = torch.zeros_like(total).index_add(0, fragments.structure, by_sum)
+    energy = energy + by_sum
     if system.has_slabs:
         energy = energy - 0.5 * constant * slab_constant(system) * total**2
     return q, energy, multiplier

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from ..ewald.wave_parts import LINES, THIRDS, row_length
 from ..ewald.wave_table import WaveTable
 from ..native import Call, machine_code
 from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged, target_of
+from .constraints import Sums
 from .error_bound import ErrorBound
 from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter
@@ -29,7 +29,7 @@ TERMS_OF_A_THREAD = 2_000_000
 
 
 class Together:
-    """Solves K (q, mu) = (rhs, total) for one structure whose Coulomb sum goes over wave vectors, or none.
+    """Solves H q + C m = rhs, C'q = total for one structure whose Coulomb sum goes over wave vectors, or none.
 
     Args:
         system: one structure, on the CPU.
@@ -38,6 +38,7 @@ class Together:
         tolerance: see ``conjugate_gradient.ConjugateGradient``.
         pairs: its pair function.
         waves: its wave vectors, or None.
+        fragments: see ``conjugate_gradient.ConjugateGradient``.
 
     Attributes:
         reports: one a solve.
@@ -52,6 +53,7 @@ class Together:
         tolerance: float,
         pairs: PairTable,
         waves: WaveTable | None,
+        fragments: tuple[Tensor, int] | None = None,
     ):
         n = len(hardness)
         self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
@@ -88,18 +90,21 @@ class Together:
         # terms of a product; fewer than some 1e5 are not worth another thread, which all would wait for
         work = len(pairs.pairs.neighbour) + 4 * n * int(tables["extent"].sum()) * LINES * THIRDS
         self.threads = max(1, min(count(), work // TERMS_OF_A_THREAD))
-        self.numbers = torch.tensor([stride, n, tiles, thirds, len(tables["near_extent"]), 0, MAX_ITERATIONS])
-        self.scalars = torch.zeros(len(SCALARS), dtype=torch.float64)
-        tensors = {**rows, **tables, "values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
+        self.sums = Sums(rows["root"][:n].square(), *(fragments or ()))
+        tensors = {**rows, **tables, **_fragment_tables(self.sums, stride, fragments)}
+        tensors |= {"values": pairs.values, "ptr": pairs.pairs.ptr, "neighbour": pairs.pairs.neighbour}
         tensors |= {"sums": torch.zeros(BLOCKS, SLOTS, dtype=torch.float64)}
-        tensors |= {"numbers": self.numbers, "scalars": self.scalars}
-        self._call = Call(machine_code(Iterations, pairs.dtype), [tensors[name] for name in TENSORS])
+        near = len(tables["near_extent"])
+        tensors["numbers"] = torch.tensor([stride, n, tiles, thirds, near, 0, MAX_ITERATIONS, self.sums.count])
+        tensors["scalars"] = torch.zeros(len(SCALARS), dtype=torch.float64)
+        kernel = machine_code(Iterations, pairs.dtype, int(fragments is not None))
+        self._call = Call(kernel, [tensors[name] for name in TENSORS])
+        self.q, self.r, self.d = (rows[name][:n] for name in ("q", "r", "d"))
+        self.multipliers = tensors["multipliers"] if fragments is not None else None
         # the same memory for numpy, whose functions take a fraction of PyTorch's time where there is little to do
-        self._rows = {name: rows[name].numpy()[:n] for name in ("q", "r", "d", "root")}
-        self._numbers, self._scalars = self.numbers.numpy(), self.scalars.numpy()
-        weights = self._rows["root"] ** 2
-        self._shares = weights / weights.sum()
-        self._set(constant=constant, average=average, squared_eta=squared_eta, weights=float(weights.sum()))
+        self._numbers, self._scalars = tensors["numbers"].numpy(), tensors["scalars"].numpy()
+        whole = float(self.sums.weights.sum())
+        self._set(constant=constant, average=average, squared_eta=squared_eta, weights=whole)
         self.moved(system)
 
     def moved(self, system: System) -> None:
@@ -111,36 +116,55 @@ class Together:
         for name, value in scalars.items():
             self._scalars[SCALARS.index(name)] = value
 
-    def _run(self, has_start: bool, target: float, multiplier: float) -> dict[str, float]:
+    def _run(self, has_start: bool, target: float, multiplier: Tensor) -> dict[str, float]:
         self._numbers[NUMBERS.index("has_start")] = has_start
-        self._set(target=target, multiplier=multiplier)
+        if self.multipliers is None:
+            self._set(target=target, multiplier=float(multiplier))
+        else:
+            self._set(target=target)
+            self.multipliers.copy_(multiplier)
         self._call.together(self.threads)
         return dict(zip(SCALARS, self._scalars.tolist(), strict=True))
 
     @torch.no_grad()
-    @np.errstate(invalid="ignore")  # numbers that are none are seen by their norm
     def __call__(
         self, rhs: Tensor, total: Tensor, start: Tensor | None = None, absolute: bool = False
     ) -> tuple[Tensor, Tensor]:
         """See ``ConjugateGradient``."""
-        n, charge = self.num_atoms, float(total)
-        given, r, d = rhs.numpy(), self._rows["r"], self._rows["d"]
-        level = float(self._shares @ given)
-        np.subtract(given, level, out=r)
-        if start is None:
-            d.fill(charge / n)
-        else:
-            before = start.numpy()
-            np.add(before, (charge - before.sum()) / n, out=d)
-        spread, largest = math.sqrt(float(r @ r)), float(np.abs(given).max())
-        target, floor = target_of(spread, largest, n, charge, self.least, self.tolerance, absolute)
-        found = self._run(start is not None or charge != 0.0, target, level)
+        n, sums = self.num_atoms, self.sums
+        level, totals = sums.level(rhs), total.tolist()
+        torch.sub(rhs, sums.each(level), out=self.r)
+        has_start = start is not None or any(totals)
+        self.d.copy_(start) if start is not None else self.d.zero_()
+        if has_start:
+            sums.complete(self.d, total)
+        spread, largest = float(torch.linalg.vector_norm(self.r)), float(rhs.abs().max())
+        target, floor = target_of(spread, largest, n, sum(map(abs, totals)), self.least, self.tolerance, absolute)
+        found = self._run(has_start, target, level)
         if found["status"] == INDEFINITE and not has_converged(found["norm"], floor):
             raise IndefiniteError([0])
         if found["status"] == EXHAUSTED:
             raise exhausted(found["norm"] / self.least / math.sqrt(n), self.tolerance)
-        q, rest = torch.from_numpy(self._rows["q"].copy()), r - r.mean()
-        norm = math.sqrt(float(rest @ rest))
-        bound, unfinished = self.bound(norm + floor, q, charge, start), norm / self.least / math.sqrt(n)
-        self.reports.append(Report(int(found["iterations"]), bound, unfinished))
+        q, norm = self.q.clone(), sums.norm_of_rest(self.r, found["norm"])
+        bound = self.bound(norm + floor, q, sum(totals), start)
+        self.reports.append(Report(int(found["iterations"]), bound, norm / self.least / math.sqrt(n)))
+        if self.multipliers is not None:
+            return q, self.multipliers.clone()
         return q, torch.tensor([found["multiplier"]], dtype=torch.float64)
+
+
+def _fragment_tables(sums: Sums, stride: int, fragments: tuple[Tensor, int] | None) -> dict[str, Tensor]:
+    """What the kernel knows of fragments; atoms beyond a row's last are of the first one, with the weight zero."""
+    whole, numbers = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    if fragments is None:
+        names = ("fragment_weights", "shifts", "levels", "multipliers")
+        return dict.fromkeys(("fragment", "members", "fragment_ptr"), numbers) | dict.fromkeys(names, whole)
+    fragment, count = fragments
+    ends = torch.bincount(fragment, minlength=count).cumsum(0)
+    return {
+        "fragment": torch.nn.functional.pad(fragment, (0, stride - len(fragment))),
+        "members": fragment.argsort(stable=True),
+        "fragment_ptr": torch.nn.functional.pad(ends, (1, 0)),
+        "fragment_weights": sums.weights,
+        **{name: torch.zeros_like(sums.weights) for name in ("shifts", "levels", "multipliers")},
+    }

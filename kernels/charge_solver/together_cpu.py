@@ -16,14 +16,15 @@ from ..llvm import I32, I64
 SLOTS = 16  # sums of a block of atoms, kept in cache lines of its own
 BLOCKS, VECTORS_OF_A_BLOCK = 16, 8  # at most, and at least
 CONVERGED, INDEFINITE, EXHAUSTED = 0, 1, 2
-NUMBERS = ("stride", "atoms", "tiles", "thirds", "near_tiles", "has_start", "limit")
+NUMBERS = ("stride", "atoms", "tiles", "thirds", "near_tiles", "has_start", "limit", "fragments")
 SCALARS = ("constant", "average", "squared_eta", "target", "weights", "multiplier", "norm", "iterations", "status")
 # of the atoms, in float64 and in the tables' type
 ROWS = ("q", "r", "d", "y", "z", "image", "hardness", "widths", "root", "inside")
 NARROW_ROWS = ("x_narrow", "d_narrow")
 TENSORS = (
     *ROWS, *NARROW_ROWS, "values", "ptr", "neighbour", "line", "third", "both", "apart", "near_both", "near_apart",
-    "extent", "near_extent", "coefficients", "sums", "numbers", "scalars",
+    "extent", "near_extent", "coefficients", "sums", "numbers", "scalars", "fragment", "members", "fragment_ptr",
+    "fragment_weights", "shifts", "levels", "multipliers",
 )  # fmt: skip
 
 
@@ -32,12 +33,16 @@ class Iterations(WaveParts):
 
     On entry r is the right-hand side without its level, "multiplier" that level, "weights" the sum of the weights, and
     d where to start from if there is a start (else zero). ``inside`` is one for atoms and zero for the rest of a row.
+
+    With ``has_fragments``, levels and sums of weights are those of fragments, "multipliers" and "fragment_weights".
+    "fragment" is that of each atom, "members" and "fragment_ptr" are the atoms of each fragment (CSR).
     """
 
     NAME = "charges_together"
 
-    def __init__(self, bits: int):
+    def __init__(self, bits: int, has_fragments: int = 0):
         super().__init__(self.NAME, bits, len(TENSORS))
+        self.has_fragments = bool(has_fragments)
         self.t = dict(zip(TENSORS, self.tensors, strict=True))
         self.n = {name: self.load_int(self.t["numbers"], k) for k, name in enumerate(NUMBERS)}
         self.s = {name: self.scalar(self.t["scalars"], k) for k, name in enumerate(SCALARS[:5])}
@@ -128,6 +133,31 @@ class Iterations(WaveParts):
             b.store(b.fadd(b.load(total, typ=DOUBLE), part), total)
         return b.load(total, typ=DOUBLE)
 
+    def _add_up(self, row: str, out: str, weighted: bool) -> None:
+        """Sums of a row over this thread's fragments, over their weights, behind a barrier; another one follows."""
+        b, t, total = self.builder, self.t, self.variable(DOUBLE)
+        with self.loop(*self.share(self.n["fragments"])) as fragment:
+            b.store(DOUBLE(0.0), total)
+            ends = fragment, self.add(fragment, 1)
+            with self.loop(*(self.load_int(t["fragment_ptr"], at) for at in ends)) as place:
+                atom = self.load_int(t["members"], place)
+                value = self.scalar(t[row], atom)
+                if weighted:
+                    root = self.scalar(t["root"], atom)
+                    value = b.fmul(b.fmul(root, root), value)
+                b.store(b.fadd(b.load(total, typ=DOUBLE), value), total)
+            mean = b.fdiv(b.load(total, typ=DOUBLE), self.scalar(t["fragment_weights"], fragment))
+            b.store(mean, self.at(t[out], fragment, DOUBLE))
+        self.barrier()
+
+    def _of_fragments(self, name: str, atom):
+        """A number of the fragment of each lane's atom."""
+        found = ir.Constant(ir.VectorType(DOUBLE, self.lanes), ir.Undefined)
+        for lane in range(self.lanes):
+            value = self.scalar(self.t[name], self.load_int(self.t["fragment"], self.add(atom, lane)))
+            found = self.builder.insert_element(found, value, I32(lane))
+        return found
+
     def _times(self, scalar, vector):
         return self.builder.fmul(self.all_lanes(scalar), vector, flags=("contract",))
 
@@ -214,13 +244,17 @@ class Iterations(WaveParts):
 
     def _turn(self) -> None:
         """The next direction, without total charge; z r is what it would be without z's, for r has no level."""
-        b = self.builder
-        shift, slope = b.fdiv(self._told(0), self.s["weights"]), self._told(1)
+        b, slope = self.builder, self._told(1)
+        if self.has_fragments:
+            self._add_up("z", "shifts", weighted=False)
+        else:
+            whole = self.all_lanes(b.fdiv(self._told(0), self.s["weights"]))
         is_first = b.icmp_signed("==", b.load(self.count, typ=I64), I64(1))
         keep = b.select(is_first, DOUBLE(0.0), b.fdiv(slope, b.load(self.slope, typ=DOUBLE)))
         b.store(slope, self.slope)
         with self._own(3, 4) as atom:
-            z = self._minus(self._get("z", atom), self._times(shift, self._weight(atom)))
+            shift = self._of_fragments("shifts", atom) if self.has_fragments else whole
+            z = self._minus(self._get("z", atom), self._product(shift, self._weight(atom)))
             d = self._plus(z, self._times(keep, self._get("d", atom)))
             self._put("d", atom, d)
             self.store(self.narrow(d), self.t["d_narrow"], atom)
@@ -260,16 +294,29 @@ class Iterations(WaveParts):
         self._leave_if(b.not_(b.or_(starts, b.fcmp_ordered(">", curvature, DOUBLE(0.0)))), INDEFINITE)
         length = b.select(starts, DOUBLE(1.0), b.fdiv(b.load(self.slope, typ=DOUBLE), curvature))
         b.store(I64(0), self.starts)
-        level = b.fdiv(self._told(6), s["weights"])
-        b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, level)), self.multiplier)
+        if self.has_fragments:
+            self._add_up("image", "levels", weighted=True)
+            self._shift_multipliers(length)
+        else:
+            level = b.fdiv(self._told(6), s["weights"])
+            b.store(b.fsub(b.load(self.multiplier, typ=DOUBLE), b.fmul(length, level)), self.multiplier)
+            whole = self.all_lanes(level)
         with self._own(7) as atom:
             self._put("q", atom, self._plus(self._get("q", atom), self._times(length, self._get("d", atom))))
-            image = self._minus(self._get("image", atom), self._times(level, self._get("inside", atom)))
+            level = self._of_fragments("levels", atom) if self.has_fragments else whole
+            image = self._minus(self._get("image", atom), self._product(level, self._get("inside", atom)))
             r = self._minus(self._get("r", atom), self._times(length, image))
             self._put("r", atom, r)
             self._narrowed_residual(atom, r)
             self._add(0, r, r)
         self.barrier()
+
+    def _shift_multipliers(self, length) -> None:
+        """Those of this thread's fragments, by a step along d."""
+        b, t = self.builder, self.t
+        with self.loop(*self.share(self.n["fragments"])) as fragment:
+            before, level = (self.scalar(t[name], fragment) for name in ("multipliers", "levels"))
+            b.store(b.fsub(before, b.fmul(length, level)), self.at(t["multipliers"], fragment, DOUBLE))
 
     def _pairs(self) -> None:
         """image = sum_j f d_j, for this thread's rows."""

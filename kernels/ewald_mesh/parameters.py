@@ -69,7 +69,7 @@ def choose(
         products: with other charges at the same positions, expected besides energy and forces.
 
     Raises:
-        ValueError: nothing to be chosen, or r_cut is too short for such wide charges.
+        ValueError: nothing to be chosen, or a given r_cut is too short for such wide charges.
     """
     cell = torch.as_tensor(cell).detach().double().cpu()
     volume = float(torch.linalg.det(cell).abs())
@@ -78,7 +78,9 @@ def choose(
     sum_q2 = sum_q2 if sum_q2 > 0.0 else float(num_atoms)
     allowed = accuracy * force_scale(volume, num_atoms, sum_q2)
     target = _MESH_SHARE * allowed
-    candidates = [r_cut] if r_cut is not None else _cutoffs(volume, num_atoms)
+    # a splitting width beyond that of the charges takes some such cutoff
+    least = math.sqrt(2.0) * widest * math.sqrt(-2.0 * math.log(_REAL_SHARE * accuracy))
+    candidates = [r_cut] if r_cut is not None else _cutoffs(volume, num_atoms, 1.5 * least)
     best = None
     for cutoff in candidates:
         eta = _width(cutoff, _REAL_SHARE * allowed, volume, num_atoms, sum_q2)
@@ -100,10 +102,11 @@ def choose(
     return Parameters(eta, cutoff, dims, p, relative, _cost(*size), _product_cost(*size))
 
 
-def _cutoffs(volume: float, num_atoms: int) -> list[float]:
-    """From next neighbours to more than anyone would want, in steps of four per cent."""
-    distance = (volume / num_atoms) ** (1.0 / 3.0)
-    return [distance * 1.5 * 1.04**k for k in range(60)]
+def _cutoffs(volume: float, num_atoms: int, least: float) -> list[float]:
+    """From next neighbours to more than anyone would want, and to ``least``, in steps of four per cent."""
+    nearest = 1.5 * (volume / num_atoms) ** (1.0 / 3.0)
+    steps = math.ceil(math.log(max(least / nearest, 1.0)) / math.log(1.04))
+    return [nearest * 1.04**k for k in range(max(60, steps + 1))]
 
 
 def _width(r_cut: float, target: float, volume: float, num_atoms: int, sum_q2: float) -> float | None:

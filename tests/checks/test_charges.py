@@ -22,6 +22,9 @@ REGIMES = [
     for solver, kind, on_mesh, by_autograd in product(SOLVERS, PERIODIC, (False, True), (False, True))
     if (not on_mesh or (kind == "cell" and solver == "iterative")) and (kind != "slab" or by_autograd)
 ]
+REGIMES += [
+    regime._replace(has_fragments=True) for regime in REGIMES if regime.by_autograd and regime.solver != "batched"
+]
 MESH, ONE_LAUNCH = (Regime(*kind, False) for kind in (("iterative", "cell", True), ("one launch", "cell", False)))
 # Where a fast result of the charges is made, and a regime that it is made for
 FAULTS = {
@@ -35,6 +38,8 @@ FAULTS = {
     "charge_solver.conjugate_gradient.ConjugateGradient.__call__": MESH,
     "charge_solver.op.coulomb_form": Regime("batched", "slab", False, True),
     "ewald.matrix_cpu.phases": Regime("dense", "cell", False, True),
+    "charge_solver.solvers.Dense.__call__": Regime("dense", "molecule", False, True, True),
+    "charge_solver.constraints.Sums.of": Regime("one launch", "molecule", False, True, True),
 }
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.io import read
+from fastlr.bench import charge_bounds
 from fastlr.kernels.charge_solver import naive
+from fastlr.kernels.ewald.pair_table import PairTable
 from reference import structures
 from reference.models import small_model
 
@@ -15,6 +17,7 @@ import fastlr
 from fastlr import Potential
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.engine.precision import CHARGES, COARSEST, Precision
+from fastlr.errors import BackendError
 from fastlr.graph import CoulombSettings, Graph
 
 BOX = Path(__file__).parents[2] / "tools" / "data" / "salt-water.extxyz"
@@ -49,6 +52,17 @@ def test_soft_models_load_and_keep_the_promise(hardness, spread):
     ions = structures.water_cluster()
     ions.info["charge"] = -2
     assert max(error(potential, atoms) for atoms in (rock_salt(2), structures.slab(), ions)) <= 2.0 * CHARGES
+
+
+def test_sums_become_finer_where_forces_need_them(monkeypatch):
+    """Large charges whose forces cancel; no sums are fine enough for what is wrong otherwise."""
+    problem = charge_bounds.case(23168, 120)
+    potential = charge_bounds._potential(problem)
+    assert potential.settings.accuracy < Precision.of(potential.model).accuracy
+    assert potential.inference_check.forces <= 2e-5
+    monkeypatch.setattr(PairTable, "pull", lambda *a, pull=PairTable.pull: tuple(1.001 * part for part in pull(*a)))
+    with pytest.raises(BackendError, match="fails the parity check"):
+        charge_bounds._potential(problem)
 
 
 def test_bundled_model_keeps_the_promise():

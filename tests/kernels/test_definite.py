@@ -30,10 +30,10 @@ def test_nan_is_refused_by_name(way, rng):
     system = random_system(rng, [(3, MOLECULE), (4, CELL), (0, MOLECULE), (2, MOLECULE)])
     system = system._replace(squared_widths=system.squared_widths.clamp_min(0.1))
     chi, hardness = torch.randn(9).double(), torch.full((9,), 30.0).double()
-    potential = torch.tensor([0.0, torch.nan, 0.0, 0.0]).double()
+    fragments = Constraints(torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4]), torch.zeros(5).double())
     function, options = {
         "naive": (naive.equilibrate, {}),
-        "constrained": (naive.equilibrate, {"constraints": Constraints(potential=potential)}),
+        "constrained": (naive.equilibrate, {"constraints": fragments}),
         "dense": (equilibrate, {"method": "dense"}),
     }[way]
     total = torch.zeros(4).double()

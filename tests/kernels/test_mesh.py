@@ -589,6 +589,9 @@ def test_choices(rng):
     assert again.seconds + 50 * again.product_seconds < chosen.seconds + 50 * chosen.product_seconds
     wide = choose(cell, 2500, 900.0, 1e-4, widest=2.0)
     assert wide.eta >= 2.0 * math.sqrt(2.0)
+    widest = choose(cell, 2500, 900.0, 1e-10, widest=9.0)  # the cutoff goes as far as is needed
+    assert widest.eta >= 9.0 * math.sqrt(2.0)
+    assert widest.error <= 1e-10
     with pytest.raises(ValueError, match="too short for charges of width"):
         choose(cell, 2500, 900.0, 1e-4, r_cut=6.0, widest=2.0)
     with pytest.raises(ValueError, match="got 0 atoms"):

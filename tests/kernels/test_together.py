@@ -120,7 +120,7 @@ def test_the_preconditioner_saves_iterations(rng):
     other = ConjugateGradient(system, hardness, K, 1e-8)  # with its long waves on a mesh
     other(-chi, nothing)
     assert abs(with_waves - other.reports[-1].iterations) <= 1
-    solver.numbers[module.NUMBERS.index("near_tiles")] = 0
+    solver._numbers[module.NUMBERS.index("near_tiles")] = 0
     solver.moved(system)
     solver(-chi, nothing)
     assert with_waves < 0.5 * solver.reports[-1].iterations
