@@ -15,6 +15,10 @@ Waves on atoms are not orthogonal, though, and then this need not be positive de
 
 which is the same where waves are orthogonal. Only waves longer than about two distances between atoms are nearly so,
 and only these matter (exp(-w k^2)), so the sums are done on a coarse mesh.
+
+Where there is vacuum, a pattern of charges that belongs to one wave belongs to others, too: as many times more as the
+cell is larger than what the atoms fill (``CoulombTables.inverse_filling``). S has to be that much larger, or B would go
+far beyond zero.
 """
 
 from __future__ import annotations
@@ -54,15 +58,20 @@ def longest_waves(num_atoms: int, lattice: Tensor) -> float:
     return REACH * (6.0 * math.pi**2 * num_atoms / volume) ** (1.0 / 3.0)
 
 
-def explicit_filter(system: System, waves: WaveTable, width: float, constant: float, load: float) -> Tensor:
-    """h (lines, 2, thirds) times how often each wave vector counts; S = ``load``."""
+def load(system: System, weights: Tensor) -> float:
+    """S of one structure, from the weights 1 / D (N,)."""
+    return float(weights.sum()) * float(system.tables.inverse_filling[0])
+
+
+def explicit_filter(system: System, waves: WaveTable, width: float, constant: float, whole: float) -> Tensor:
+    """h (lines, 2, thirds) times how often each wave vector counts; S is ``whole``."""
     # the weights of the Coulomb sum differ in the width alone, a slab's, too
     square = (waves.vectors**2).sum(dim=3)
     g = constant * waves.weights * torch.exp(0.5 * (waves.squared_eta - 2.0 * width) * square) / 2.0
     reach = longest_waves(len(system.positions), system.lattice()[0])
     inside = waves.used & (g > 0.0) & (square < reach**2)
-    weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * load)
-    return torch.where(inside, 2.0 / load * (1.0 - weak.sqrt()), 0.0)
+    weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * whole)
+    return torch.where(inside, 2.0 / whole * (1.0 - weak.sqrt()), 0.0)
 
 
 class Fourier:
@@ -86,14 +95,14 @@ class Fourier:
         # half again as fine as the shortest wave asks for, which keeps its aliases small
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cell), dim=0)
         self.dims = tuple(smooth(max(ORDER, math.ceil(1.5 * reach * float(h) / math.pi))) for h in heights)
-        self.cell, self.filter = cell, self._filter(cell, width, constant, float((1.0 / own).sum()), reach, height)
+        self.cell, self.filter = cell, self._filter(cell, width, constant, load(system, self.weights), reach, height)
         self.move(system.positions)
 
     def move(self, positions: Tensor) -> None:
         """Atoms are at ``positions`` (N, 3) now."""
         self.stencils = stencils(coordinates(positions, self.cell, self.dims), self.dims, ORDER)
 
-    def _filter(self, cell: Tensor, width: float, constant: float, load: float, reach: float, height: float) -> Tensor:
+    def _filter(self, cell: Tensor, width: float, constant: float, whole: float, reach: float, height: float) -> Tensor:
         indices = [index.to(cell.dtype) for index in waves(self.dims, cell.device)]
         g = constant * green(cell, math.sqrt(2.0 * width), indices, height)
         first, second, third = (
@@ -105,8 +114,8 @@ class Fourier:
         k = n1[:, None, None, None] * lattice[0] + n2[:, None, None] * lattice[1] + n3[:, None] * lattice[2]
         inside = (g > 0.0) & ((k**2).sum(dim=-1) < reach**2)
         number = math.prod(self.dims)  # irfftn divides by it
-        weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * load)  # 1 - f S
-        return torch.where(inside, number / load * (1.0 - weak.sqrt()) / damping, 0.0)
+        weak = 1.0 / (1.0 + torch.where(inside, g, 1.0) * whole)  # 1 - f S
+        return torch.where(inside, number / whole * (1.0 - weak.sqrt()) / damping, 0.0)
 
     @torch.no_grad()
     def __call__(self, r: Tensor) -> Tensor:

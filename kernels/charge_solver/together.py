@@ -22,7 +22,7 @@ from .conjugate_gradient import MAX_ITERATIONS, Report, exhausted, has_converged
 from .constraints import Sums
 from .error_bound import ErrorBound
 from .naive import IndefiniteError
-from .preconditioner import diagonal, explicit_filter
+from .preconditioner import diagonal, explicit_filter, load
 from .together_cpu import BLOCKS, EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
 TERMS_OF_A_THREAD = 2_000_000
@@ -76,7 +76,7 @@ class Together:
         else:
             width, own = diagonal(system, hardness, constant)
             rows["root"][:n] = own.rsqrt()
-            filters = explicit_filter(system, waves, width, constant, float((1.0 / own).sum()))
+            filters = explicit_filter(system, waves, width, constant, load(system, 1.0 / own))
             tables |= {name: getattr(waves, name) for name in ("line", "third", "both", "apart", "extent")}
             extent = waves.extent_of(filters)
             last = torch.nonzero(extent)[-1:].flatten().tolist()  # the first lines have the long waves

@@ -35,6 +35,7 @@ _PAIR, _WAVE = 1.2e-8, 1.8e-9
 _TABLE_PAIR, _PRODUCT_PAIR = 1.2e-8, 0.5e-9
 _TABLE_WAVE, _PRODUCT_WAVE = 0.5e-9, 0.1e-9
 _PRODUCT = 2e-3  # seconds of a product by mesh beside what its size asks for: launches, and the preconditioner
+LEAST_EMPTY = 1.5  # times what atoms fill that a cell is taken for partly empty
 _LISTED, _TRIED = 1.5e-7, 2e-8  # seconds of an entry of a list of neighbours, and of a distance that may be too long
 
 
@@ -55,6 +56,8 @@ class CoulombTables(NamedTuple):
             wave vectors, else zeros.
         truncation: (B,) float64, 1/Å, a bound on the spectral norm of what the sums leave out of A, see
             ``truncation.py``; zero for a molecule.
+        inverse_filling: (B,) float64, volume of a cell, a slab's being 2 R high, over that which atoms fill; one where
+            they fill it, and for a molecule.
     """
 
     ptr: Tensor
@@ -68,6 +71,7 @@ class CoulombTables(NamedTuple):
     waves: Tensor
     mesh: Tensor
     truncation: Tensor
+    inverse_filling: Tensor
 
     def to(self, device) -> CoulombTables:
         """All tensors on ``device``."""
@@ -88,7 +92,7 @@ class CoulombTables(NamedTuple):
             self.inverse_eta[b : b + 1],
             self.periodic[rows] - b,
             *(getattr(self, name)[rows] for name in ("axes", "height", "lines", "waves", "mesh")),
-            self.truncation[b : b + 1],
+            *(getattr(self, name)[b : b + 1] for name in ("truncation", "inverse_filling")),
         )
 
     @staticmethod
@@ -105,7 +109,7 @@ class CoulombTables(NamedTuple):
             more, longer = lines - part.lines.shape[1], length - part.waves.shape[3]
             columns["lines"].append(torch.nn.functional.pad(part.lines, (0, 0, 0, more)))
             columns["waves"].append(torch.nn.functional.pad(part.waves, (0, longer, 0, 0, 0, more)))
-            for name in ("shift", "inverse_eta", "axes", "height", "mesh", "truncation"):
+            for name in ("shift", "inverse_eta", "axes", "height", "mesh", "truncation", "inverse_filling"):
                 columns[name].append(getattr(part, name))
             nodes += part.ptr.shape[0] - 1
             entries += part.neighbour.shape[0]
@@ -177,7 +181,7 @@ def coulomb_tables(
     if not pbc.any():
         ptr, neighbour = _all_pairs(n)
         shift = np.zeros((len(neighbour), 3), np.int8)
-        return _tables(ptr, neighbour, shift, 0.0, None, 0.0)
+        return _tables(ptr, neighbour, shift, 0.0, None)
 
     reach = np.sqrt(-2.0 * np.log(accuracy))
     widest = float(np.sqrt(2.0) * np.max(widths, initial=0.0))
@@ -227,7 +231,15 @@ def coulomb_tables(
         left_out += truncation.waves(crowding, reach, eta)
     if height > 0.0:
         left_out += truncation.slab_images(n, area, height, reach * eta + 1.0, eta)
-    return _tables(ptr, j[order].astype(np.int32), shift[order].astype(np.int8), 1.0 / eta, waves, left_out)
+    return _tables(
+        ptr,
+        j[order].astype(np.int32),
+        shift[order].astype(np.int8),
+        1.0 / eta,
+        waves,
+        left_out,
+        inverse_filling(positions, lattice),
+    )
 
 
 def near_pairs(
@@ -293,12 +305,30 @@ def _crowding(i: np.ndarray, distance: np.ndarray, num_atoms: int, radius: float
     return float(max(most + 1, 8.0 * (average + 1.0)) / sphere)
 
 
+def inverse_filling(positions: np.ndarray, lattice: np.ndarray) -> float:
+    """How many times larger a cell is than what atoms fill of it, from how often two are in the same of some boxes; but
+    one where this is not much more often than if they were at random places, and for few atoms."""
+    if len(positions) < 32:
+        return 1.0
+    edge = (abs(np.linalg.det(lattice)) / max(len(positions) / 2.0, 216.0)) ** (1.0 / 3.0)
+    dims = np.maximum(np.round(np.linalg.norm(lattice, axis=1) / edge), 1).astype(np.int64)
+    number = int(np.prod(dims))
+    fractions = positions @ np.linalg.inv(lattice)
+    boxes = np.floor((fractions - np.floor(fractions)) * dims).astype(np.int64) % dims
+    counts = np.bincount((boxes[:, 0] * dims[1] + boxes[:, 1]) * dims[2] + boxes[:, 2], minlength=number)
+    mean = len(positions) / number
+    found = float(np.mean(counts**2)) / mean**2 - 1.0 / mean
+    return found if found > LEAST_EMPTY else 1.0
+
+
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     others = np.broadcast_to(np.arange(n, dtype=np.int32), (n, n))[~np.eye(n, dtype=bool)]
     return np.arange(n + 1, dtype=np.int64) * max(n - 1, 0), others
 
 
-def _tables(ptr, neighbour, shift, inverse_eta: float, waves, left_out: float) -> CoulombTables:
+def _tables(
+    ptr, neighbour, shift, inverse_eta: float, waves, left_out: float = 0.0, empty: float = 1.0
+) -> CoulombTables:
     if waves is None:
         shapes = ((0, 3), np.int64), ((0,), float), ((0, 0, 2), np.int64), ((0, 0, 2, 0), float), ((0, 4), np.int64)
         waves = (np.zeros(shape, kind) for shape, kind in shapes)
@@ -316,16 +346,16 @@ def _tables(ptr, neighbour, shift, inverse_eta: float, waves, left_out: float) -
         lines,
         counts,
         mesh,
-        torch.tensor([left_out], dtype=torch.float64),
+        *(torch.tensor([value], dtype=torch.float64) for value in (left_out, empty)),
     )
 
 
 def molecule_tables(sizes: np.ndarray, neighbour: np.ndarray) -> CoulombTables:
     """Tables of several molecules, given their numbers of atoms and, atom by atom, all others of the same molecule."""
     ptr = np.concatenate([[0], np.repeat(sizes - 1, sizes).cumsum()])
-    tables = _tables(ptr, neighbour.astype(np.int32), np.zeros((len(neighbour), 3), np.int8), 0.0, None, 0.0)
+    tables = _tables(ptr, neighbour.astype(np.int32), np.zeros((len(neighbour), 3), np.int8), 0.0, None)
     nothing = torch.zeros(len(sizes), dtype=torch.float64)
-    return tables._replace(inverse_eta=nothing, truncation=nothing)
+    return tables._replace(inverse_eta=nothing, truncation=nothing, inverse_filling=torch.ones_like(nothing))
 
 
 def wave_indices(lattice: np.ndarray, k_max: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,13 @@ from ase.build import bulk
 from fastlr.kernels.ewald import truncation
 from fastlr.kernels.ewald.coulomb import coulomb_matrix, slab_constant
 from fastlr.kernels.ewald.system import System
-from fastlr.kernels.ewald.tables import CoulombTables, coulomb_tables, molecule_tables, near_pairs
+from fastlr.kernels.ewald.tables import (
+    CoulombTables,
+    coulomb_tables,
+    inverse_filling,
+    molecule_tables,
+    near_pairs,
+)
 from fastlr.kernels.ewald_mesh.errors import potential_error
 from reference.coulomb_systems import joined
 
@@ -109,6 +115,19 @@ def test_bound_of_meshes_holds():
     assert 0.1 * truncation.MESH <= max(shares) <= 0.7 * truncation.MESH
 
 
+def test_filling(rng):
+    """Crystals and atoms at random places fill their cell, whatever its shape; vacuum is seen."""
+    for atoms in [*LATTICES.values(), *(random_cell(rng, n, 0.3) for n in (2, 20, 150, 700))]:
+        for repeat in ((1, 1, 1), (2, 1, 1), (3, 2, 1)):
+            larger = atoms.repeat(repeat)
+            assert inverse_filling(larger.positions, larger.cell.array) == 1.0
+    atoms = random_cell(rng, 600, 0.2)
+    for stretch in ((2.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.0, 3.0, 2.0)):
+        moved = atoms.positions + rng.uniform(-50.0, 50.0, 3)
+        cell = atoms.cell.array * np.array(stretch)[:, None]
+        assert inverse_filling(moved, cell) == pytest.approx(0.8 * np.prod(stretch), rel=0.4)
+
+
 def test_molecules_leave_nothing_out():
     molecule, cell = LATTICES["sc"].copy(), LATTICES["two"]
     molecule.pbc = False
@@ -121,4 +140,6 @@ def test_molecules_leave_nothing_out():
     assert together.truncation.tolist() == [0.0, own, 0.0]
     first = len(molecule)
     assert together.select(1, first, first + len(cell)).truncation.tolist() == [own]
-    assert molecule_tables(np.array([2, 1]), np.array([1, 0])).truncation.tolist() == [0.0, 0.0]
+    molecules = molecule_tables(np.array([2, 1]), np.array([1, 0]))
+    assert molecules.truncation.tolist() == [0.0, 0.0]
+    assert molecules.inverse_filling.tolist() == [1.0, 1.0]
