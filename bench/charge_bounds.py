@@ -315,9 +315,10 @@ def bounds(seeds: Iterable[int] = range(1000), largest: int = 800, say: Callable
     refused = sum("refused" in row for row in rows)
     direct = len(rows) - len(stated) - refused
     say(f"{len(stated) - len(broken)} of {len(stated)} bounds hold; {direct} solved directly, {refused} refused")
+    tightest = sorted(stated, key=lambda row: row["bound"] / max(row["error"], 1e-300))[:10]
     over = median(row["bound"] / max(row["error"], 1e-300) for row in stated)
     return {
         "problem": f"bounds of charges, {len(rows)} seeds", "stated": len(stated), "broken": len(broken),
         "refused": refused,
-        "median_over_error": over, "by_way": found, "rows": rows, "times": {},
+        "median_over_error": over, "by_way": found, "tightest": tightest, "times": {},
     }  # fmt: skip

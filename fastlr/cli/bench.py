@@ -209,10 +209,11 @@ def charges(
     largest: Annotated[int, typer.Option(help="Atoms, at most.", min=2)] = 800,
     output: OutputOption = None,
 ) -> None:
-    """Bounds of the charges' errors beside the errors: random structures, by every solver."""
+    """Errors of charges and forces in float32; bounds beside errors for random structures, by every solver."""
     from fastlr.bench.charge_bounds import bounds
+    from fastlr.bench.charge_precision import precision
 
-    _finish("charges", [bounds(range(seeds), largest)], output, "cpu")
+    _finish("charges", [*precision(), bounds(range(seeds), largest)], output, "cpu")
 
 
 @bench.command()

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from fastlr.bench import charge_bounds
+from fastlr.bench import charge_bounds, charge_precision
 from fastlr.bench.charge_bounds import KINDS, WAYS, bounds, case, check
+
+from fastlr.checks.inference import InferenceCheck
+from fastlr.engine.plan import Plan
 
 
 def test_bounds_hold():
@@ -33,6 +36,21 @@ def test_a_broken_bound_shows(monkeypatch):
     said = []
     assert bounds(range(7, 10), largest=10, say=said.append)["broken"] == 3
     assert sum("broken" in line for line in said) == 3
+
+
+def test_precision(monkeypatch):
+    """What README says of the bundled model; an error shows."""
+    rows = charge_precision.precision((None,), say=[].append)
+    assert len(rows) == 3
+    for row in rows:
+        assert 0.0 < row["largest_charge_error_e"] < 2e-6
+        assert 0.0 < row["largest_force_error_eV_per_A"] < 1e-5 * row["largest_force_eV_per_A"]
+    original = Plan.evaluate
+    monkeypatch.setattr(Plan, "evaluate", lambda *a, **k: {n: 1.01 * v for n, v in original(*a, **k).items()})
+    monkeypatch.setattr("fastlr.potential.check_inference", lambda *a: InferenceCheck(1, 0.0, 0.0, 0.0))
+    *_, last = charge_precision.precision((None,), say=[].append)
+    assert last["largest_force_error_eV_per_A"] == pytest.approx(0.01 * last["largest_force_eV_per_A"], rel=1e-2)
+    assert last["largest_charge_error_e"] > 1e-5
 
 
 @pytest.mark.parametrize("seed", [1, 9, 17])
