@@ -5,12 +5,17 @@ of MCJIT asks for memory section by section; where large mappings lie between, a
 relative to the code overflow 32 bits and LLVM ends the process.)
 """
 
+import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import llvmlite.binding as llvm
+
+from . import cache
 
 _lock = threading.RLock()
 _numbers = itertools.count()
@@ -31,6 +36,38 @@ def target_machine():
         reloc="pic",
         codemodel="small",
     )
+
+
+def stamped(name: str, recipe: str) -> str:
+    """The name with a hash of what determines its machine code: the recipe, this package's own text, this CPU and the
+    compiler's version."""
+    return f"{name}_{hashlib.sha256(f'{_stamp()}{recipe}'.encode()).hexdigest()[:24]}"
+
+
+@lru_cache(None)
+def _stamp() -> str:
+    own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    cpu = f"{target_machine().triple} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    return f"{own.hexdigest()} {llvm.llvm_version_info} {cpu}"
+
+
+def cached(
+    stamp: str, source: Callable[[], str], names: Iterable[str], imports: Mapping[str, int] | None = None
+) -> list[int]:
+    """Addresses of functions from the cache, or compiled where it has none or an object that cannot be loaded.
+
+    Args:
+        stamp: see ``stamped``.
+        source: writes the assembly.
+        names, imports: see ``addresses``.
+    """
+    code = cache.read(f"{stamp}.o")
+    if code is not None:
+        with suppress(RuntimeError):
+            return addresses(code, names, imports)
+    code = object_code(source())
+    cache.write(f"{stamp}.o", code)
+    return addresses(code, names, imports)
 
 
 def object_code(assembly: str) -> bytes:

@@ -5,18 +5,15 @@ The compiler is llvmlite, the one that numba uses.
 """
 
 import ctypes
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
 import torch
 
-from . import cache, cores, jit
+from . import cores, jit
 from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -37,27 +34,16 @@ def compiled(name: str, recipe: str, source: Callable[[], str]):
     """Machine code of the function ``name`` in LLVM assembly, callable with (arguments, begin, end).
 
     Args:
-        recipe: text that determines the assembly. The code is kept under the hash of it, of this package's own text,
-            of this CPU and of the compiler's version, so that a second process need not even write the assembly.
+        recipe: text that determines the assembly. The code is kept under its stamp, so that a second process need not
+            even write the assembly.
         source: writes the assembly.
     """
-    symbol = f"{name}_{hashlib.sha256(f'{_stamp()}{recipe}'.encode()).hexdigest()[:24]}"
+    symbol = jit.stamped(name, recipe)
     with _lock:
         if symbol not in _addresses:
-            _addresses[symbol] = _load(symbol, lambda: source().replace(f'@"{name}"', f'@"{symbol}"'))
+            renamed, imports = lambda: source().replace(f'@"{name}"', f'@"{symbol}"'), {BARRIER: barrier_address()}
+            _addresses[symbol] = jit.cached(symbol, renamed, [symbol], imports)[0]
     return _SIGNATURE(_addresses[symbol])
-
-
-def _load(symbol: str, source: Callable[[], str]) -> int:
-    """Address of a function: from the cache, or compiled where the cache has none or one that cannot be loaded."""
-    imports = {BARRIER: barrier_address()}
-    code = cache.read(f"{symbol}.o")
-    if code is not None:
-        with suppress(RuntimeError):
-            return jit.addresses(code, [symbol], imports)[0]
-    code = jit.object_code(source())
-    cache.write(f"{symbol}.o", code)
-    return jit.addresses(code, [symbol], imports)[0]
 
 
 @lru_cache(None)
@@ -65,13 +51,6 @@ def machine_code(kernel, dtype: torch.dtype, *options: int):
     """Of an ``Emitter`` with a NAME that is made from the bits of a float, and whole numbers."""
     bits = torch.finfo(dtype).bits
     return compiled(kernel.NAME, f"{bits} {options}", lambda: kernel(bits, *options).source())
-
-
-@lru_cache(None)
-def _stamp() -> str:
-    own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
-    cpu = f"{jit.target_machine().triple} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    return f"{own.hexdigest()} {llvm.llvm_version_info} {cpu}"
 
 
 def launch(kernel, tensors: list[torch.Tensor], rows: torch.Tensor | int, minimum_work: int = 256) -> None:

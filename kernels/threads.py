@@ -265,8 +265,9 @@ class _Team:
         self._start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self._start.restype = None
         self._number_of, self._size_of = map(_address, (library.omp_get_thread_num, library.omp_get_num_threads))
-        names = "fastlr_begin", "fastlr_member", "fastlr_together", BARRIER, "fastlr_team"
-        begin, self.sharing, self.together, self.barrier, words = jit.addresses(jit.object_code(_assembly()), names)
+        names, assembly = ("fastlr_begin", "fastlr_member", "fastlr_together", BARRIER, "fastlr_team"), _assembly()
+        addresses = jit.cached(jit.stamped("fastlr_team", assembly), lambda: assembly, names)
+        begin, self.sharing, self.together, self.barrier, words = addresses
         ctypes.CFUNCTYPE(None)(begin)()
         self._slept, self._late = (ctypes.c_int64.from_address(words + 8 * _WORDS[name]) for name in ("slept", "late"))
         self.lock = threading.Lock()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from fastlr.kernels import cache, jit, native
+from fastlr.kernels import cache, jit
 
 # a function that returns entry i of a table of n numbers, which lies in another section than the code
 TABLE = """
@@ -86,7 +86,7 @@ def test_files_that_cannot_be_loaded(tmp_path, monkeypatch):
         return "define i64 @one() {\n ret i64 1\n}"
 
     def value() -> int:
-        return ctypes.CFUNCTYPE(ctypes.c_int64)(native._load("one", source))()
+        return ctypes.CFUNCTYPE(ctypes.c_int64)(jit.cached("one", source, ["one"])[0])()
 
     assert [value(), value()] == [1, 1]
     assert len(written) == 1
