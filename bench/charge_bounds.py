@@ -222,7 +222,7 @@ def _iterated(problem: Case, system: System) -> tuple[Tensor, Tensor, Report]:
 
 def _solved(problem: Case, solver) -> tuple[Tensor, Tensor, Report]:
     charges, _ = solver(-problem.chi, problem.totals)
-    return charges, problem.chi, solver.reports[-1]
+    return charges, problem.chi, solver.report
 
 
 def _engine(problem: Case) -> tuple[Tensor, Tensor, Report | None]:

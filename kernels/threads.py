@@ -242,7 +242,7 @@ def barrier_address() -> int:
 
 
 def _address(function) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value
+    return ctypes.c_void_p.from_buffer(function).value
 
 
 class _Team:

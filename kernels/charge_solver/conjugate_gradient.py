@@ -100,7 +100,7 @@ class ConjugateGradient:
         fragments: those of the atoms (n,) and their number, if their sums are given.
 
     Attributes:
-        reports: one a solve.
+        report: of the last solve.
 
     Raises:
         IndefiniteError: the energy has no minimum.
@@ -121,7 +121,7 @@ class ConjugateGradient:
         kind = Fourier if len(system.tables.periodic) else Jacobi
         self.preconditioner = kind(system, hardness, constant)
         self.sums = Sums(self.preconditioner.weights, *(fragments or ()))
-        self.tolerance, self.reports = tolerance, []
+        self.tolerance, self.report = tolerance, None
         self.bound = ErrorBound(system, hardness, constant, self.operator.rows())
 
     @torch.no_grad()
@@ -178,5 +178,5 @@ class ConjugateGradient:
             multiplier = multiplier - step * level
         norm = sums.norm_of_rest(residual, norm)
         bound = self.bound(norm + floor, q, float(q.sum()), start)
-        self.reports.append(Report(iteration, bound, norm / least / math.sqrt(n)))
+        self.report = Report(iteration, bound, norm / least / math.sqrt(n))
         return q, multiplier

@@ -297,7 +297,7 @@ class OneByOne:
         solution = self._named(b, solver, rhs, total, start, absolute)
         if self.memory is None:
             return solution
-        self.memory.keep(key, solution[0], solver.reports[-1])
+        self.memory.keep(key, solution[0], solver.report)
         return solution
 
     @staticmethod

@@ -41,7 +41,7 @@ class Together:
         fragments: see ``conjugate_gradient.ConjugateGradient``.
 
     Attributes:
-        reports: one a solve.
+        report: of the last solve.
     """
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class Together:
         fragments: tuple[Tensor, int] | None = None,
     ):
         n = len(hardness)
-        self.num_atoms, self.least, self.tolerance, self.reports = n, float(hardness.min()), tolerance, []
+        self.num_atoms, self.least, self.tolerance, self.report = n, float(hardness.min()), tolerance, None
         self.pairs, self.waves = pairs, waves
         sums = [table.rows() for table in (pairs, waves) if table is not None]
         self.bound = ErrorBound(system, hardness, constant, sums)
@@ -147,7 +147,7 @@ class Together:
             raise exhausted(found["norm"] / self.least / math.sqrt(n), self.tolerance)
         q, norm = self.q.clone(), sums.norm_of_rest(self.r, found["norm"])
         bound = self.bound(norm + floor, q, sum(totals), start)
-        self.reports.append(Report(int(found["iterations"]), bound, norm / self.least / math.sqrt(n)))
+        self.report = Report(int(found["iterations"]), bound, norm / self.least / math.sqrt(n))
         if self.multipliers is not None:
             return q, self.multipliers.clone()
         return q, torch.tensor([found["multiplier"]], dtype=torch.float64)

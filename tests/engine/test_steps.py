@@ -1,5 +1,7 @@
 """Steps along a path: what is carried on from one to the next must change nothing but the time it takes."""
 
+import gc
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -53,6 +55,28 @@ def test_edges_are_those_of_a_new_list(rng):
         counts.add(graph.num_edges)
     assert steps.rebuilds == 1
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+def test_a_step_leaves_nothing_behind(make, potential, rng):
+    """Neither objects that are kept, nor any that only the garbage collector frees, which would pause for them."""
+    steps, atoms = Steps(potential, skin=2.0), make()
+
+    def walk() -> None:
+        for moved in path(atoms, rng, 20, 0.0):
+            steps.predict(moved)
+
+    walk()
+    gc.collect()
+    before = len(gc.get_objects())
+    gc.disable()
+    try:
+        walk()
+        collected = gc.collect()
+    finally:
+        gc.enable()
+    assert collected == 0 or make is structures.slab  # whose charges take autograd
+    assert len(gc.get_objects()) < before + 10
 
 
 def test_whatever_else_changes_is_seen(potential):
