@@ -28,7 +28,7 @@ from .buffers import Buffers
 from .edge_list import EdgeList
 from .folding import FoldedLayer
 
-OPERATIONS_OF_THREADS = 2e6  # floating-point operations that are worth waking other threads
+OPERATIONS_OF_THREADS = 5e5  # floating-point operations that are worth waking other threads
 
 
 class Stage(NamedTuple):

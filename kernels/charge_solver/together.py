@@ -25,7 +25,7 @@ from .naive import IndefiniteError
 from .preconditioner import diagonal, explicit_filter, load
 from .together_cpu import BLOCKS, EXHAUSTED, INDEFINITE, NARROW_ROWS, NUMBERS, ROWS, SCALARS, SLOTS, TENSORS, Iterations
 
-TERMS_OF_A_THREAD = 2_000_000
+TERMS_OF_A_THREAD = 200_000
 
 
 class Together:
