@@ -382,7 +382,7 @@ edges = Adjacency.from_edges(torch.tensor([[0, 1], [1, 0]]), 2)
 x, y, w = inputs(program, 2, 2, torch.float64)
 z = FusedConvolution(program)(x, y, w, edges)
 assert torch.allclose(z, (w * y * x[[1, 0]]), rtol=1e-14), z
-print(sum("fastlr_member" not in assembly for assembly in compiled))  # the start of threads is not kept
+print(len(compiled))
 """
 
     def compilations():
@@ -391,9 +391,9 @@ print(sum("fastlr_member" not in assembly for assembly in compiled))  # the star
             subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True).stdout
         )
 
-    assert compilations() == 1
+    assert compilations() == 2  # and the start of threads
     assert compilations() == 0
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:100])
-    assert compilations() == 1
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert compilations() == 2
     assert compilations() == 0
