@@ -65,13 +65,13 @@ def test_every_regime_is_right(regime, dtype):
 
 
 def spoiled(function):
-    """Results of charges off by one per cent."""
+    """Results of charges off by one per mille."""
 
     def wrong(*arguments, **options):
         found = function(*arguments, **options)
         if isinstance(found, torch.Tensor):
-            return found * 1.01
-        return type(found)(value * 1.01 for value in found)
+            return found * 1.001
+        return type(found)(value * 1.001 for value in found)
 
     return wrong
 
