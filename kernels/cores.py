@@ -9,34 +9,45 @@ from functools import lru_cache
 import torch
 
 _local = threading.local()
-# Seconds: if others are late twice within the first, the caller works alone for the second, and longer each time that
-# they are late again soon, up to the third
-WINDOW, ALONE, LONGEST = 0.2, 1.0, 30.0
+# Seconds: what is known of shared jobs counts half after the first. Who loses by them works alone for the second, and
+# longer each time that this comes again soon, up to the third. The last is what may be lost at any time.
+WINDOW, ALONE, LONGEST, NOTHING = 0.1, 1.0, 10.0, 3e-4
 
 
 class Solitude:
-    """Whether callers had better work alone, since other threads have got no time of late.
+    """Whether callers had better work alone, since others have got no time of late.
 
     Attributes:
         until: time up to which they had, of ``time.monotonic``.
     """
 
     def __init__(self):
-        self.until, self._late_at, self._length = 0.0, -WINDOW, ALONE
+        self.until, self._length = 0.0, ALONE
+        self._lost = self._gained = self._known_at = 0.0
 
     @property
     def is_wanted(self) -> bool:
         """Whether to work alone now."""
         return time.monotonic() < self.until
 
-    def others_were_late(self) -> None:
-        """Take notice of a job that had to wait for a thread without a core."""
+    def shared(self, seconds: float, late: float, threads: int) -> None:
+        """Take notice of a job of so many threads.
+
+        Args:
+            seconds: how long it took.
+            late: how much of that it waited for a thread without a core.
+        """
         now = time.monotonic()
-        if now - self._late_at < WINDOW:
+        if now > self._known_at + WINDOW:
+            share = 0.5 ** min((now - self._known_at) / WINDOW, 100.0)
+            self._lost, self._gained, self._known_at = share * self._lost, share * self._gained, now
+        self._lost += late
+        self._gained += (threads - 1) * (seconds - late)  # one thread alone takes so much longer
+        if self._lost > self._gained + NOTHING:
             again = now - self.until < 4.0 * self._length
             self._length = min(2.0 * self._length, LONGEST) if again else ALONE
             self.until = now + self._length
-        self._late_at = now
+            self._lost = self._gained = 0.0
 
 
 solitude = Solitude()

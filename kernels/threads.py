@@ -7,7 +7,7 @@ thread.
 
 A loop shared among threads ends when the last of them has had its turn. Where other programs keep the cores busy, that
 takes milliseconds, whatever there is to do. So the caller notes how long it waits for the others, and works alone for a
-while where that was long (``cores.Solitude``).
+while where that is more than they save (``cores.Solitude``).
 """
 
 import ctypes
@@ -32,10 +32,6 @@ _nobody = _MEMBER(lambda _: None)
 _process = os.getpid()
 BARRIER = "fastlr_barrier"  # a function without arguments
 LOOKS = 2000  # how often a thread looks at the barrier before it sleeps, ten nanoseconds or more each
-# Threads are late that begin this much, in nanoseconds, after they were called, or take that much longer for a job than
-# a core works for them; and those that sleep for a millisecond in front of more than so many barriers of a job
-LATE, LONG_SLEEP, SLEPT = 300_000, 1_000_000, 2
-
 
 # What each member of a team does: the shares number k, k + size of the team, ... (a team may be smaller than asked); or
 # its part of a kernel that knows of the team. The first member tells when it is done.
@@ -102,9 +98,7 @@ rise:
   call i32 @pthread_mutex_unlock(ptr $mutex)
   %until = call i64 @now(i32 $clock)
   %while = sub i64 %until, %since
-  %long = icmp sgt i64 %while, $long_sleep
-  %one = zext i1 %long to i64
-  atomicrmw add ptr $slept, i64 %one seq_cst
+  atomicrmw add ptr $slept, i64 %while seq_cst
   br label %out
 out:
   ret void
@@ -201,7 +195,7 @@ def _assembly() -> str:
     place = "getelementptr inbounds ([48 x i64], ptr @fastlr_team, i64 0, i64 {})"
     declaration, pause = _RELAX.get(platform.machine().lower(), ("", ""))
     values = {name: place.format(k) for name, k in _WORDS.items()}
-    values |= {"looks": LOOKS, "pause": pause, "long_sleep": LONG_SLEEP}
+    values |= {"looks": LOOKS, "pause": pause}
     values |= {"clock": getattr(time, "CLOCK_MONOTONIC", 1), "own_clock": getattr(time, "CLOCK_THREAD_CPUTIME_ID", 3)}
     return Template(_TRAMPOLINE).substitute(values) + declaration
 
@@ -209,7 +203,7 @@ def _assembly() -> str:
 def run_parallel(kernel, pointer: int, bounds: np.ndarray) -> None:
     """kernel(pointer, bounds[k], bounds[k + 1]) for every k, each on a thread of its own, or all on the caller's."""
     shares = len(bounds) - 1
-    if os.getpid() != _process:
+    if shares == 1 or os.getpid() != _process:
         kernel(pointer, int(bounds[0]), int(bounds[-1]))
         return
     team = _team()
@@ -280,8 +274,9 @@ class _Team:
             [_address(kernel), pointer, bounds, self._number_of, shares, self._size_of, called], dtype=np.int64
         )
         self._start(member, data.ctypes.data, threads, 0)
-        if self._late.value > LATE or self._slept.value > SLEPT:
-            solitude.others_were_late()
+        # for want of a core the slowest member was that late, or the others slept so long in front of barriers
+        late = max(self._late.value, self._slept.value // (threads - 1))
+        solitude.shared(1e-9 * (time.monotonic_ns() - called), 1e-9 * late, threads)
 
 
 @lru_cache(None)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(threads._team() is None, reason="PyTorch has no 
 @pytest.fixture(autouse=True)
 def two_threads(many_cores, monkeypatch):
     """However busy the machine is: nobody is late."""
-    monkeypatch.setattr(threads, "LATE", 1 << 62)
+    monkeypatch.setattr(cores, "NOTHING", 1e9)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     solitude.until = 0.0
@@ -75,10 +75,9 @@ def test_in_step():
 def test_alone_where_others_do_not_keep_up(in_step, monkeypatch):
     """For a while, and longer each time."""
     team, caller, members = threads._team(), threading.get_ident(), []
-    monkeypatch.setattr(threads, "LATE", 300_000)
-    monkeypatch.setattr(cores, "WINDOW", 10.0)
+    monkeypatch.setattr(cores, "NOTHING", 3e-4)
     monkeypatch.setattr(cores, "ALONE", 0.05)
-    monkeypatch.setattr(solitude, "_late_at", -100.0)
+    monkeypatch.setattr(solitude, "_known_at", -100.0)
     barrier = ctypes.CFUNCTYPE(None)(team.barrier)
 
     def late(pointer, number, size):
@@ -98,10 +97,32 @@ def test_alone_where_others_do_not_keep_up(in_step, monkeypatch):
             run_parallel(kernel_of(late), 0, np.arange(3))
         return len(set(members)) == 2
 
-    assert [run() for _ in range(4)] == [True, True, False, False]
+    assert [run() for _ in range(3)] == [True, False, False]
     time.sleep(0.06)
     assert run()
     assert solitude.until > time.monotonic() + 0.06
+
+
+@pytest.mark.parametrize(
+    ("jobs", "threads", "wanted"),
+    [
+        ([(1e-4, 0.0)] * 100, 2, False),
+        ([(4e-3, 3.9e-3)], 2, True),
+        ([(4e-4, 2.9e-4)], 2, False),  # nothing
+        ([(1e-3, 0.0)] * 20 + [(6e-3, 5e-3)], 2, False),  # once, after much that was gained
+        ([(1e-3, 0.0)] * 20 + [(6e-3, 5e-3)] * 6, 2, True),
+        ([(2e-2, 5e-3)] * 20, 2, False),  # less than is gained
+        ([(2e-2, 1.2e-2)], 2, True),
+        ([(2e-2, 1.2e-2)] * 20, 8, False),
+    ],
+)
+def test_alone_where_more_is_lost_than_gained(jobs, threads, wanted, monkeypatch):
+    monkeypatch.setattr(cores, "NOTHING", 3e-4)
+    solitude = cores.Solitude()
+    for seconds, late in jobs:
+        assert not solitude.is_wanted
+        solitude.shared(seconds, late, threads)
+    assert solitude.is_wanted == wanted
 
 
 def test_torch_shares_nothing():
