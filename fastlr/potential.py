@@ -471,6 +471,11 @@ def _split(
         out = {key: value for key, value in out.items() if key not in ("forces", "stress")}
     arrays = {key: value.double().cpu().numpy() for key, value in out.items()}
     ptr, is_cell, is_free = (t.tolist() for t in (graph.node_ptr, graph.pbc.all(dim=1), ~graph.pbc.any(dim=1)))
+    # lists, for the elements of tensors and small arrays take microseconds each
+    charge = graph.charge.tolist()
+    grand = _grand(arrays["energy"], graph.charge, given)
+    known = {key: _known(arrays.get(key), graph.num_structures) for key in ("polarisation", "potential")}
+    reports = {} if graph.memory is None else graph.memory.reports
     for b in range(graph.num_structures):
         atoms = slice(ptr[b], ptr[b + 1])
 
@@ -490,13 +495,11 @@ def _split(
             coulomb_energy=per_structure("coulomb_energy"),
             external_energy=per_structure("external_energy"),
             dipole=arrays["dipole"][b].copy() if "dipole" in arrays and is_free[b] else None,
-            polarisation=_known(arrays, "polarisation", b),
-            total_charge=float(graph.charge[b]) if "charges" in arrays else None,
-            potential=None
-            if (value := _known(arrays, "potential", b)) is None or ptr[b] == ptr[b + 1]
-            else float(value),
-            grand_energy=_grand(arrays["energy"][b], graph.charge[b], None if given is None else given[b]),
-            charge_solution=graph.memory.reports.get((b, 0)) if graph.memory is not None else None,
+            polarisation=arrays["polarisation"][b].copy() if known["polarisation"][b] else None,
+            total_charge=charge[b] if "charges" in arrays else None,
+            potential=per_structure("potential") if known["potential"][b] and ptr[b] < ptr[b + 1] else None,
+            grand_energy=grand[b],
+            charge_solution=reports.get((b, 0)),
         )
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
         if not finite:
@@ -507,19 +510,17 @@ def _split(
         yield prediction
 
 
-def _known(arrays: dict[str, np.ndarray], key: str, b: int) -> np.ndarray | None:
-    """What is known of a structure, as a copy; None where it is NaN."""
-    return None if key not in arrays or np.isnan(arrays[key][b]).any() else arrays[key][b].copy()
+def _known(values: np.ndarray | None, count: int) -> list[bool]:
+    """Of each structure, whether there are results (B, ...) and none of them is NaN."""
+    return [False] * count if values is None else (~np.isnan(values.reshape(count, -1)).any(axis=1)).tolist()
 
 
-def _potential(arrays: dict[str, np.ndarray], b: int) -> float | None:
-    value = _known(arrays, "potential", b)
-    return None if value is None else float(value)
-
-
-def _grand(energy: float, charge: float, given: float | None) -> float | None:
-    """E - mu Q, None where no potential is given."""
-    return None if given is None or bool(given.isnan()) else float(energy - given * charge)
+def _grand(energy: np.ndarray, charge: torch.Tensor, given: torch.Tensor | None) -> list[float | None]:
+    """E - mu Q of each structure, None where no potential mu is given."""
+    if given is None:
+        return [None] * len(energy)
+    grand = (torch.from_numpy(energy) - given.cpu() * charge.cpu()).tolist()
+    return [None if unknown else value for value, unknown in zip(grand, given.isnan().tolist(), strict=True)]
 
 
 class _progress:

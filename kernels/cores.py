@@ -11,7 +11,7 @@ import torch
 _local = threading.local()
 # Seconds: what is known of shared jobs counts half after the first. Who loses by them works alone for the second, and
 # longer each time that this comes again soon, up to the third. The last is what may be lost at any time.
-WINDOW, ALONE, LONGEST, NOTHING = 0.1, 1.0, 10.0, 3e-4
+WINDOW, ALONE, LONGEST, NOTHING = 0.1, 0.1, 10.0, 3e-4
 
 
 class Solitude:
