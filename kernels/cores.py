@@ -10,8 +10,8 @@ import torch
 
 _local = threading.local()
 # Seconds: what is known of shared jobs counts half after the first. Who loses by them works alone for the second, and
-# longer each time that this comes again soon, up to the third. The last is what may be lost at any time.
-WINDOW, ALONE, LONGEST, NOTHING = 0.1, 0.1, 10.0, 3e-4
+# four times as long each time that this comes again soon, up to the third. The last is what may be lost at any time.
+WINDOW, ALONE, LONGEST, NOTHING = 0.1, 0.25, 10.0, 3e-4
 
 
 class Solitude:
@@ -45,7 +45,7 @@ class Solitude:
         self._gained += (threads - 1) * (seconds - late)  # one thread alone takes so much longer
         if self._lost > self._gained + NOTHING:
             again = now - self.until < 4.0 * self._length
-            self._length = min(2.0 * self._length, LONGEST) if again else ALONE
+            self._length = min(4.0 * self._length, LONGEST) if again else ALONE
             self.until = now + self._length
             self._lost = self._gained = 0.0
 

@@ -222,6 +222,11 @@ def test_large_charges_are_told(lr):
     with pytest.warns(UserWarning, match=r"structure 0 \(Cl4Na4\): its chemical potential leads to a total charge of"):
         found = lr.predict(at_potential(structures.salt, 2.2))
     assert found.total_charge > 4.0
+    many = structures.salt() * (4, 4, 2)
+    many.info["chemical_potential"] = lr.predict(many).potential + 0.3
+    with pytest.warns(UserWarning, match=r"a total charge of \+\S* e on 256 atoms; models .* on more than 12.8 e"):
+        found = lr.predict(many)
+    assert 12.8 < found.total_charge < 0.5 * len(many)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lr.predict(at_potential())

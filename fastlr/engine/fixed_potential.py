@@ -25,7 +25,8 @@ TOLERANCE = 1e-6  # eV/e
 # What is left where rounding, of float32 in the network, lets dE/dQ fall no further
 NOISE = {torch.float32: 2e-5, torch.float64: TOLERANCE}  # eV/e
 MAX_EVALUATIONS = 40
-LARGEST_CHARGE = 0.5  # e an atom, beyond which there is a warning
+# e an atom beyond which there is a warning: of any structure, and of one that has so many e in all
+LARGEST_CHARGE, OF_MANY, MANY = 0.5, 0.05, 5.0
 LIMIT = 2.0  # e an atom, beyond which there is no search
 
 
@@ -37,11 +38,12 @@ def warn_of_large_charges(graph: Graph, structures: Sequence[Atoms], start: int 
     """
     sizes = (graph.node_ptr[1:] - graph.node_ptr[:-1]).tolist()
     for b, (charge, size) in enumerate(zip(graph.charge.tolist(), sizes, strict=True)):
-        if abs(charge) > LARGEST_CHARGE * size:
+        largest = min(LARGEST_CHARGE * size, max(OF_MANY * size, MANY))
+        if abs(charge) > largest:
             warnings.warn(
                 f"structure {start + b} ({structures[start + b].get_chemical_formula()}): its chemical potential leads "
-                f"to a total charge of {charge:+.4g} e on {size} atoms, more than {LARGEST_CHARGE} e an atom, which "
-                "models have hardly ever been trained on",
+                f"to a total charge of {charge:+.4g} e on {size} atoms; models have hardly ever been trained on more "
+                f"than {largest:.3g} e",
                 stacklevel=2,
             )
 
