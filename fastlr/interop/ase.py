@@ -30,7 +30,7 @@ class FastlrCalculator(Calculator):
     - forces: (n, 3) eV/Å;
     - stress: (6,) eV/Å^3, Voigt order, tension positive; only for cells periodic in three directions;
     - charges: (n,) e, and dipole: (3,) e Å about the origin, without periodicity only; both only if the model has
-      charges.
+      charges. The dipole is the sum of q r, not the energy's derivative by a field: see ``Prediction.polarisation``.
 
     Args:
         potential: a ``Potential``, or what ``fastlr.load`` takes.
