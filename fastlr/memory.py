@@ -130,5 +130,5 @@ class MemoryModel:
         if self.dense or largest <= LARGEST_DENSE:
             numbers = 24 * pairs + structures * largest * (12 * largest + 10 * waves)
         else:
-            numbers = 5 * pairs + 12 * LARGEST_DENSE**2 + largest * (8 * factors + 100) + 6 * mesh
+            numbers = 5 * pairs + 12 * LARGEST_DENSE**2 + largest * (8 * factors + 100) + 8 * mesh
         return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * numbers

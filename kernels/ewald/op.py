@@ -5,6 +5,7 @@ derivatives of u' A q by positions, squared widths and cells, and ``coulomb_pair
 along a direction. See ``formulas.py``; everything is float64.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 
 import torch
@@ -14,6 +15,7 @@ from ..autograd import wanted
 from ..operators import operator
 from .pair_list import PairList
 
+BLOCK = 1 << 17  # entries that are looked at together
 _KERNELS = {"cpu": ".cpu", "cuda": ".triton"}  # device type -> module
 
 
@@ -149,9 +151,18 @@ def pair_product(values: Tensor, q: Tensor, pairs: PairList) -> Tensor:
     return _kernels(q).product(values, q.contiguous(), pairs)
 
 
-def largest_row(values: Tensor, ptr: Tensor) -> float:
-    """The largest sum of absolute values over a row of a pair list; zero without one."""
-    if len(ptr) < 2:
-        return 0.0
-    before = torch.nn.functional.pad(values[: int(ptr[-1])].abs().cumsum(0, dtype=torch.float64), (1, 0))
-    return float(before.index_select(0, ptr).diff().max())
+def largest_row(values: Callable[[slice], Tensor], ptr: Tensor) -> float:
+    """The largest sum of absolute values over a row of a pair list; zero without one.
+
+    Args:
+        values: those of some entries; they are asked for a block of rows at a time, so that not all are there at once.
+    """
+    largest, last, ends = 0.0, 0, len(ptr) - 1
+    while last < ends:
+        first = last
+        last = max(first + 1, int(torch.searchsorted(ptr, ptr[first] + BLOCK, right=True)) - 1)
+        own = ptr[first : last + 1]
+        entries = slice(int(own[0]), int(own[-1]))
+        before = torch.nn.functional.pad(values(entries).abs().cumsum(0, dtype=torch.float64), (1, 0))
+        largest = max(largest, float(before.index_select(0, own - own[0]).diff().max()))
+    return largest

@@ -60,7 +60,7 @@ class CoulombOperator:
         """How large the rows of the sums over pairs and waves are."""
         double = self.diagonal.dtype
         if self.table is None:
-            near = Rows(largest_row(self.values, self.pairs.ptr), 0.0, double)
+            near = Rows(largest_row(self.values.__getitem__, self.pairs.ptr), 0.0, double)
         else:
             near = self.table.rows()
         if self.far is None:

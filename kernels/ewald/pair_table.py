@@ -75,11 +75,13 @@ class PairTable:
 
     def rows(self) -> Rows:
         """Sums over rows of what f is made of: the difference of two functions that may be alike."""
-        ptr, batch = self.pairs.ptr, self.pairs.batch
-        count = len(self.pairs.neighbour)
-        split = torch.repeat_interleave(self.system.beta.index_select(0, batch), ptr.diff(), output_size=count)
-        r = torch.stack([part[:count] for part in self.vectors]).square_().sum(dim=0).sqrt_()
-        return Rows(largest_row(torch.erfc(split * r) / r + self.values[:count].abs(), ptr), 0.0, self.dtype)
+        split = self.system.beta.max()  # of one structure
+
+        def parts(entries: slice) -> Tensor:
+            r = torch.stack([part[entries] for part in self.vectors]).square_().sum(dim=0).sqrt_()
+            return torch.erfc(split * r) / r + self.values[entries].abs()
+
+        return Rows(largest_row(parts, self.pairs.ptr), 0.0, self.dtype)
 
     def product(self, q: Tensor) -> Tensor:
         """sum_j f q_j (N,) from charges q (N,), float64."""
