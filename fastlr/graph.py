@@ -162,9 +162,7 @@ class Graph:
                 structure and the atoms.
         """
         structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
-        charges = [charge] * len(structures) if charge is None or np.ndim(charge) == 0 else list(charge)
-        if len(charges) != len(structures):
-            raise InputError(f"{len(structures)} structures but {len(charges)} charges were given")
+        charges = each_charge(charge, len(structures))
         return Graph.batch_of(
             [
                 Graph.single(structure, species, r_max, coulomb, default, index)
@@ -254,6 +252,19 @@ class Graph:
         )
 
 
+def each_charge(charge: float | Sequence[float] | None, count: int) -> list[float | None]:
+    """A default charge for each structure, of one for all or one for each.
+
+    Raises:
+        InputError: there are more or fewer.
+    """
+    if charge is None or np.ndim(charge) == 0:
+        return [charge] * count
+    if len(charge) != count:
+        raise InputError(f"{count} structures but {len(charge)} charges were given")
+    return list(charge)
+
+
 def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
     """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
     of its fragments, if these are given (see ``conditions.conditions_of``)."""
@@ -261,11 +272,16 @@ def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> 
 
 
 def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
-    """``atoms.info["charge"]``, else ``default``; None if both are."""
-    value = atoms.info.get("charge", default)
+    """``atoms.info["charge"]``, else ``default``; None if both are.
+
+    Raises:
+        InputError: it is no finite number, or larger than the number of electrons could be.
+    """
+    value = atoms.info.get("charge")
+    value = default if value is None else value
     if value is None:
         return None
-    if isinstance(value, np.ndarray) and value.size == 1:
+    if isinstance(value, (np.ndarray, torch.Tensor)) and np.prod(value.shape) == 1:
         value = value.item()
     try:
         usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
@@ -273,6 +289,11 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
         usable = False
     if not usable:
         raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r}")
+    if abs(value) > max(1, len(atoms)) and abs(value) > (electrons := max(1, int(atoms.numbers.sum()))):
+        raise InputError(
+            f"{StructureName(atoms, index)}: a charge of {value:g} e is more than its neutral atoms have electrons, "
+            f"which are {electrons}; the charge is in e, and of the whole structure"
+        )
     return float(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_lar
 from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .engine.precision import Precision
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
-from .graph import CoulombSettings, Graph
+from .graph import CoulombSettings, Graph, each_charge
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
 from .memory import Counts, MemoryModel, available_bytes
@@ -108,7 +108,8 @@ def load(
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         config = config.model_copy(update={"dtype": dtype})
-    module = build_model(config)
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn, to be overwritten
+        module = build_model(config)
     checkpoint.load_state(module, state, path)
     return Potential(module, card, backend=backend, device=device, memory_budget=memory_budget, name=str(model))
 
@@ -265,19 +266,16 @@ class Potential:
         """
         if isinstance(atoms, Atoms):
             return next(self._predictions([atoms], charge, forces, False))
-        return list(self._predictions(list(atoms), charge, forces, progress))
+        return list(self._predictions(_structures(atoms), charge, forces, progress))
 
     def iter_predict(
         self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
     ) -> Iterator[Prediction]:
         """As ``predict`` on a list, one prediction at a time as batches finish."""
-        return self._predictions(list(atoms), charge, forces, False)
+        return self._predictions(_structures(atoms), charge, forces, False)
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
-        if charge is None or np.isscalar(charge):
-            charge = [charge] * len(structures)
-        if len(charge) != len(structures):
-            raise InputError(f"{len(structures)} structures but {len(charge)} charges were given")
+        charge = each_charge(charge, len(structures))
         with _progress(len(structures), progress) as advance:
             for start, graphs, in_parts in self._batches(structures, charge):
                 graph = Graph.batch_of(graphs)
@@ -508,6 +506,25 @@ def _split(
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
+
+
+def _structures(atoms: Iterable[Atoms]) -> list[Atoms]:
+    """A list of structures.
+
+    Raises:
+        InputError: it is something else.
+    """
+    wanted = "structures must be ASE Atoms, one or a list"
+    if isinstance(atoms, (str, Path)):
+        raise InputError(f"{wanted}, got the name of a file: give ase.io.read({str(atoms)!r}, ':')")
+    try:
+        structures = list(atoms)
+    except TypeError:
+        raise InputError(f"{wanted}, got {atoms!r:.100}") from None
+    for index, each in enumerate(structures):
+        if not isinstance(each, Atoms):
+            raise InputError(f"structure {index}: {wanted}, got {each!r:.100}")
+    return structures
 
 
 def _known(values: np.ndarray | None, count: int) -> list[bool]:

@@ -224,11 +224,33 @@ class TestCharges:
         with pytest.raises(InputError, match=r"structure 0 \(H2O\): the charge must be"):
             Graph.from_atoms(structures.water(), SPECIES, 3.7, charge=value)
 
-    @pytest.mark.parametrize("value", [np.array(2), np.array([2.0]), np.int8(2), 2, 2.0], ids=repr)
+    @pytest.mark.parametrize(
+        "value", [np.array(2), np.array([2.0]), np.int8(2), 2, 2.0, torch.tensor(2), torch.tensor([2.0])], ids=repr
+    )
     def test_kinds_of_numbers(self, value):
         atoms = structures.water()
+        assert total_charge(atoms, value) == 2.0
         atoms.info["charge"] = value
         assert total_charge(atoms) == 2.0
+
+    @pytest.mark.parametrize("value", [np.array(2), np.array(2.0, "f4"), torch.tensor(2.0)], ids=repr)
+    def test_one_for_all(self, value):
+        graph = Graph.from_atoms([structures.water()] * 2, SPECIES, 3.7, charge=value)
+        assert graph.charge.tolist() == [2.0, 2.0]
+
+    def test_none_is_not_stated(self):
+        atoms = structures.water()
+        atoms.info["charge"] = None
+        assert total_charge(atoms, 1) == 1.0
+        assert total_charge(atoms) == 0.0
+
+    @pytest.mark.parametrize("value", [1e6, 11, -10.5])
+    def test_more_than_there_are_electrons(self, value):
+        with pytest.raises(
+            InputError, match=r"structure 0 \(H2O\): a charge of .* e is more than its neutral atoms have"
+        ):
+            Graph.from_atoms(structures.water(), SPECIES, 3.7, charge=value)
+        assert Graph.from_atoms(structures.water(), SPECIES, 3.7, charge=np.sign(value) * 10).num_nodes == 3
 
     def test_wrong_number_of_charges(self):
         with pytest.raises(InputError, match="2 structures but 3 charges"):

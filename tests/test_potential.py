@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ase import Atoms
 from reference import structures
 from reference.models import LR_MODELS, graph_of, predict, small_model
 
+import fastlr
 from fastlr import Potential, Prediction
 from fastlr.errors import InputError, NonFiniteError
 from fastlr.memory import WORKSPACE, Counts, available_bytes
@@ -198,6 +200,34 @@ def test_faults_name_the_structure():
         potential.predict([structures.water(), structures.salt(), bad])
     with pytest.raises(InputError, match=r"structure 1 .*periodic in one direction"):
         potential.predict([structures.water(), structures.wire()])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "structures must be ASE Atoms, one or a list, got None"),
+        (5, "structures must be ASE Atoms, one or a list, got 5"),
+        ("file.xyz", r"the name of a file: give ase.io.read\('file.xyz', ':'\)"),
+        (Path("file.xyz"), r"the name of a file: give ase.io.read\('file.xyz', ':'\)"),
+        ([structures.water(), None], "structure 1: structures must be ASE Atoms, one or a list, got None"),
+        (["a.xyz"], "structure 0: structures must be ASE Atoms, one or a list, got 'a.xyz'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_structure(given, said):
+    potential = Potential(small_model("nequip"))
+    with pytest.raises(InputError, match=said):
+        potential.predict(given)
+    with pytest.raises(InputError, match=said):
+        potential.iter_predict(given)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_loading_draws_no_random_numbers(backend):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    fastlr.load("aqueous-xtb", backend=backend).predict(structures.water())
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_not_finite_is_an_error():

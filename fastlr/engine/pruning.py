@@ -39,15 +39,16 @@ def _pruned(layer: InteractionLayer, wanted: set[Irrep]) -> InteractionLayer:
     if connection is not None:
         read |= targets & {ir for _, ir in connection.irreps_in}
     irreps_in = Irreps([(mul, ir) for mul, ir in layer.irreps_in if ir in read or ir == SCALAR])
-    new = InteractionLayer(
-        irreps_in,
-        program.irreps_edge,
-        hidden,
-        connection.num_attributes if connection is not None else 0,
-        layer.radial_network.dims[:-1],
-        connection is not None,
-        _NoOperations(),
-    ).double()
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn, to be overwritten
+        new = InteractionLayer(
+            irreps_in,
+            program.irreps_edge,
+            hidden,
+            connection.num_attributes if connection is not None else 0,
+            layer.radial_network.dims[:-1],
+            connection is not None,
+            _NoOperations(),
+        ).double()
     columns = _gate_columns(layer.gate, new.gate)
     for name, weight in new.linear_1.weights.items():
         weight.copy_(layer.linear_1.weights[name])

@@ -84,7 +84,7 @@ class FastlrCalculator(Calculator):
 
     def _charges_depend_on(self, atoms: Atoms) -> list:
         """What the charges depend on besides positions and elements; equal lists mean equal charges."""
-        stated = [repr(atoms.info.get(key)) for key in INFO]
+        stated = [_fixed(atoms.info.get(key)) for key in INFO]
         arrays = [atoms.arrays[key].tobytes() if key in atoms.arrays else None for key in ARRAYS]
         return [self.total_charge(atoms), *stated, *arrays]
 
@@ -94,6 +94,17 @@ class FastlrCalculator(Calculator):
         self._evaluated = self._charges_depend_on(self.atoms)
         self.prediction = self.steps.predict(self.atoms, self.charge)
         self.results = ase_results(self.prediction)
+
+
+def _fixed(value: Any) -> Any:
+    """A value that equals another's only if both are the same to the last bit, whatever becomes of the original."""
+    if isinstance(value, dict):
+        return {key: _fixed(entry) for key, entry in value.items()}
+    try:
+        array = np.array(value)
+    except ValueError:  # a ragged list, which is refused where it is read
+        return repr(value)
+    return repr(value) if array.dtype == object else (array.shape, array.dtype.str, array.tobytes())
 
 
 def ase_results(prediction: Prediction) -> dict[str, Any]:

@@ -106,6 +106,32 @@ def test_a_changed_charge_is_never_answered_from_the_cache(potential, water, cou
     assert not count
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("electric_field", [0.1, 0.0, 0.0], [0.1004, 0.0, 0.0]),
+        ("electric_field", np.array([0.1, 0.0, 0.0]), np.array([0.1 + 1e-12, 0.0, 0.0])),
+        ("chemical_potential", np.float64(-1.0), np.float64(-1.0004)),
+        ("fragment_charge", {0: 0.1, 1: 0.0, 2: -0.1}, {0: 0.1, 1: 1e-9, 2: -0.1}),
+        ("fragment_charge", np.zeros(1100), np.eye(1, 1100, 550)[0]),
+    ],
+)
+def test_conditions_are_compared_by_value(potential, water, key, before, after):
+    """Not as they are printed, nor with an array that has become another since."""
+    calculator = FastlrCalculator(potential)
+    calculator.total_charge = lambda atoms: 0.0
+    with np.printoptions(precision=3):
+        water.info[key] = before
+        calculator.atoms, calculator._evaluated = water.copy(), calculator._charges_depend_on(water)
+        assert calculator.check_state(water) == []
+        water.info[key] = after
+        assert calculator.check_state(water) == ["charge"]
+        if isinstance(before, np.ndarray):
+            before += 1.0
+            water.info[key] = before
+            assert calculator.check_state(water) == ["charge"]
+
+
 def test_a_charge_that_is_no_number_is_an_error(potential, water):
     water.calc = FastlrCalculator(potential)
     water.get_potential_energy()
