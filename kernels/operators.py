@@ -1,6 +1,6 @@
 """PyTorch operators made of Python functions.
 
-They are what ``torch.library.custom_op`` makes, but for its first call, which imports PyTorch's compiler; that takes a
+They are what PyTorch's own ``custom_op`` makes, but for its first call, which imports PyTorch's compiler; that takes a
 second.
 """
 
@@ -33,14 +33,21 @@ class Operator:
     def __call__(self, *arguments):
         return self.overload(*arguments)
 
-    def register_fake(self, function: Callable) -> Callable:
-        """Say by a function of the same arguments what the results look like, on any device; a decorator."""
-        # not torch.library.register_fake, which goes through all modules to find where the function is written
-        library.impl(self.name, "Meta", function)
+    def register_fake(self, function: Callable, by_device: bool = False) -> Callable:
+        """Say by a function of the same arguments what the results look like; a decorator.
+
+        Args:
+            function: given tensors without data.
+            by_device: whether results differ from device to device, and the function has to be told which.
+        """
+        if by_device:  # which takes longer: PyTorch goes through all modules to find where the function is written
+            library.register_fake(self.name, function)
+        else:
+            library.impl(self.name, "Meta", function)
         return function
 
     def register_autograd(self, derivative: Callable, setup_context: Callable) -> None:
-        """Make the operator differentiable; see ``torch.library.register_autograd``."""
+        """Make the operator differentiable; arguments as of PyTorch's function of this name."""
         self._derivative, self._setup = derivative, setup_context
 
     def _prepare(self, ctx, inputs, output) -> None:

@@ -11,6 +11,7 @@ Derivatives by H follow from charges and adjoint charges (see ``naive.py``) and 
 On CPUs the kernels factorise. GPUs iterate: see ``batched_triton`` for what "positive definite" means there.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def charge_factorise(matrix: Tensor, sizes: Tensor) -> list[Tensor]:
     return _kernels(matrix).factorise(matrix, sizes)
 
 
-@torch.library.register_fake("fastlr::charge_factorise")  # which knows the device, on which the layout depends
+@partial(charge_factorise.register_fake, by_device=True)
 def _(matrix, sizes):
     return _kernels(matrix).empty_factor(matrix)
 
