@@ -24,6 +24,7 @@ from .errors import InputError, StructureName
 from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
+from .standard_settings import standard_settings
 from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
@@ -139,6 +140,7 @@ class Graph:
         return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
 
     @staticmethod
+    @standard_settings()
     def from_atoms(
         atoms: Atoms | Sequence[Atoms],
         species: Sequence[str],
@@ -171,6 +173,7 @@ class Graph:
         )
 
     @staticmethod
+    @standard_settings()
     def single(
         atoms: Atoms,
         species: Sequence[str],

@@ -32,6 +32,7 @@ from .models.pieces import Pieces
 from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
+from .standard_settings import each_with_standard_settings, standard_settings
 from .total_charge import each_charge
 
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
@@ -80,6 +81,7 @@ class Prediction:
     charge_solution: Report | None = None
 
 
+@standard_settings()
 def load(
     model: str | Path,
     *,
@@ -125,6 +127,7 @@ class Potential:
         name: what reports call it.
     """
 
+    @standard_settings()
     def __init__(
         self,
         model: torch.nn.Module,
@@ -142,6 +145,7 @@ class Potential:
         self.config: ModelConfig = model.config
         self.use(backend, device)
 
+    @standard_settings()
     def use(self, backend: str = "auto", device: str | None = None) -> Potential:
         """Switch backend and device; checks parity with the reference again."""
         device = _usable_device(device if device is not None else self.device)
@@ -243,6 +247,7 @@ class Potential:
         config = self.config
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
+    @standard_settings()
     def predict(
         self,
         atoms: Atoms | Sequence[Atoms],
@@ -273,7 +278,7 @@ class Potential:
         self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
     ) -> Iterator[Prediction]:
         """As ``predict`` on a list, one prediction at a time as batches finish."""
-        return self._predictions(_structures(atoms), charge, forces, False)
+        return each_with_standard_settings(self._predictions(_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
         charge = each_charge(charge, len(structures))
@@ -284,6 +289,7 @@ class Potential:
                     yield prediction
                     advance()
 
+    @standard_settings()
     def evaluate(
         self,
         graph: Graph,
@@ -292,7 +298,7 @@ class Potential:
         *,
         forces: bool = True,
         in_parts: bool = False,
-    ) -> Iterator[Prediction]:
+    ) -> list[Prediction]:
         """Predictions of a batch.
 
         Args:
@@ -306,8 +312,9 @@ class Potential:
             run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
             out, found = evaluate_at_potential(run, self.model.equilibration, graph)
             warn_of_large_charges(found, structures, start)
-            return _split(out, found, start, structures, graph.conditions.chemical_potential, forces)
-        return _split(self._run(graph, forces, in_parts, f"structure {start}"), graph, start, structures)
+            return list(_split(out, found, start, structures, graph.conditions.chemical_potential, forces))
+        out = self._run(graph, forces, in_parts, f"structure {start}")
+        return list(_split(out, graph, start, structures))
 
     def _run(self, graph: Graph, forces: bool = True, in_parts: bool = False, name: str = "") -> dict:
         """Results of a batch whose charges are given."""

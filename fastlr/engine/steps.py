@@ -13,6 +13,7 @@ from fastlr.errors import StructureName
 from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction
+from fastlr.standard_settings import standard_settings
 from fastlr.total_charge import stated_charge
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
@@ -42,12 +43,14 @@ class Steps:
         self._in_parts = False
         self._built_for: Atoms | None = None
 
+    @standard_settings()
     def predict(self, atoms: Atoms, charge: float | None = None, *, forces: bool = True) -> Prediction:
         """As ``Potential.predict`` of one structure."""
         graph = self.graph(atoms, charge)
         self.evaluations += 1
-        return next(self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts))
+        return self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts)[0]
 
+    @standard_settings()
     def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
         """The structure as the model takes it, with edges up to its cutoff or, for a plan, those of the whole list.
 
@@ -81,6 +84,7 @@ class Steps:
             return {}
         return {"list_positions": self._built_for.positions, **self.memory.state()}
 
+    @standard_settings()
     def restore(self, atoms: Atoms, state: dict[str, np.ndarray], charge: float | None = None) -> None:
         """Go on with what ``state`` has told, for a structure like ``atoms`` (whose positions are not read)."""
         self.forget()
