@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
 from .standard_settings import each_with_standard_settings, standard_settings
+from .structure_checks import as_structures
 from .total_charge import each_charge
 
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
@@ -272,13 +273,13 @@ class Potential:
         """
         if isinstance(atoms, Atoms):
             return next(self._predictions([atoms], charge, forces, False))
-        return list(self._predictions(_structures(atoms), charge, forces, progress))
+        return list(self._predictions(as_structures(atoms), charge, forces, progress))
 
     def iter_predict(
         self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
     ) -> Iterator[Prediction]:
         """As ``predict`` on a list, one prediction at a time as batches finish."""
-        return each_with_standard_settings(self._predictions(_structures(atoms), charge, forces, False))
+        return each_with_standard_settings(self._predictions(as_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
         charge = each_charge(charge, len(structures))
@@ -514,25 +515,6 @@ def _split(
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
-
-
-def _structures(atoms: Iterable[Atoms]) -> list[Atoms]:
-    """A list of structures.
-
-    Raises:
-        InputError: it is something else.
-    """
-    wanted = "structures must be ASE Atoms, one or a list"
-    if isinstance(atoms, (str, Path)):
-        raise InputError(f"{wanted}, got the name of a file: give ase.io.read({str(atoms)!r}, ':')")
-    try:
-        structures = list(atoms)
-    except TypeError:
-        raise InputError(f"{wanted}, got {atoms!r:.100}") from None
-    for index, each in enumerate(structures):
-        if not isinstance(each, Atoms):
-            raise InputError(f"structure {index}: {wanted}, got {each!r:.100}")
-    return structures
 
 
 def _known(values: np.ndarray | None, count: int) -> list[bool]:

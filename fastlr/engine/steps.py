@@ -14,6 +14,7 @@ from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction
 from fastlr.standard_settings import standard_settings
+from fastlr.structure_checks import usable_positions
 from fastlr.total_charge import stated_charge
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
@@ -66,7 +67,7 @@ class Steps:
             if (conditions is None) != (self._list.conditions is None):
                 self._rebuild(atoms, charge)  # which also refuses what the model does not know
                 conditions = self._list.conditions
-            positions = torch.from_numpy(np.array(atoms.positions, np.float64))
+            positions = torch.from_numpy(usable_positions(atoms, name).copy())
             graph = replace(self._list, positions=positions, conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
         if self.potential.plan is None and self.potential.captured is None:  # which leave longer edges out themselves
@@ -108,6 +109,8 @@ class Steps:
         if built is None or len(built) != len(atoms) or not np.array_equal(built.numbers, atoms.numbers):
             return False
         if not (np.array_equal(built.pbc, atoms.pbc) and np.array_equal(built.cell.array, atoms.cell.array)):
+            return False
+        if np.shape(atoms.positions) != built.positions.shape:
             return False
         moved = ((atoms.positions - built.positions) ** 2).sum(axis=1)
         return bool((moved < (0.5 * self.skin) ** 2).all())  # not for positions that are not finite
