@@ -7,9 +7,10 @@ CPUs all results are the same from run to run, and on GPUs it is the caller who 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from threading import local
+from threading import Lock, local
 from typing import TypeVar
 
 import numpy as np
@@ -53,6 +54,7 @@ def standard_settings(gradients: bool = True) -> Iterator[None]:
         yield
         return
     _inside.level = level
+    _process.enter()
     try:
         if _are_standard(gradients):
             yield
@@ -61,7 +63,18 @@ def standard_settings(gradients: bool = True) -> Iterator[None]:
                 _settle(stack, gradients)
                 yield
     finally:
+        _process.leave()
         _inside.level = before
+
+
+def _are_standard(gradients: bool) -> bool:
+    """Whether the settings of this thread are."""
+    return (
+        torch.empty(0).device.type == "cpu"  # which tells the default device quickest
+        and not any(torch.is_autocast_enabled(device) for device in DEVICE_TYPES)
+        and (not gradients or (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()))
+        and np.geterr() == ARITHMETIC
+    )
 
 
 def _settle(stack: ExitStack, gradients: bool) -> None:
@@ -73,25 +86,34 @@ def _settle(stack: ExitStack, gradients: bool) -> None:
         stack.enter_context(torch.enable_grad())
     stack.enter_context(torch.device("cpu"))
     stack.enter_context(np.errstate(**ARITHMETIC))
-    stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-    torch.set_default_dtype(torch.float32)
-    _multiply_in_full(stack)
 
 
-def _are_standard(gradients: bool) -> bool:
-    probe = torch.empty(0)  # tells dtype and device at once, in a microsecond
-    try:
-        in_full = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set for some kinds of products only
-        in_full = False
-    return (
-        in_full
-        and probe.dtype == torch.float32
-        and probe.device.type == "cpu"
-        and not any(torch.is_autocast_enabled(device) for device in DEVICE_TYPES)
-        and (not gradients or (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()))
-        and np.geterr() == ARITHMETIC
-    )
+class _Process:
+    """Settings of the whole process: the first thread that enters changes them, and the last that leaves undoes it."""
+
+    def __init__(self):
+        self.lock, self.users, self.undo = Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users > 1:
+                return
+            if torch.get_default_dtype() != torch.float32:
+                self.undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(torch.float32)
+            _multiply_in_full(self.undo)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.undo.close()
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.__init__)  # without the other threads
 
 
 def _multiply_in_full(stack: ExitStack) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -231,6 +231,27 @@ def test_a_thread_of_its_own(potential):
         thread.start()
         thread.join()
     np.testing.assert_array_equal(found[0], numbers(potential.predict(several())))
+
+
+def test_threads_that_overlap_leave_the_process_as_it_was():
+    entered, leave = Event(), Event()
+
+    def stay():
+        with standard_settings():
+            entered.set()
+            leave.wait(10)
+
+    with SURROUNDINGS["float64 by default"](), SURROUNDINGS["short products"]():
+        before = state()
+        thread = Thread(target=stay)
+        thread.start()
+        entered.wait(10)
+        with standard_settings():
+            leave.set()
+            thread.join()
+            assert torch.get_default_dtype() == torch.float32  # though the first to come has left
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert state() == before
 
 
 def test_nested_settings_ask_once_more_for_gradients():
