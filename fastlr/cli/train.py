@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .progress import Stopped
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="Configuration (YAML) with model, data, loss and training.")],
@@ -16,13 +18,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a model on structures with reference energies, forces, stresses, charges or dipoles."""
+    from fastlr.train import TrainingStopped
     from fastlr.train import train as run
 
-    console = Console()
     try:
-        run(config, output=output, resume=resume, overrides=overrides, console=console)
-    except KeyboardInterrupt as stop:
-        if not stop.args:
-            raise
-        console.print(str(stop), highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        run(config, output=output, resume=resume, overrides=overrides, console=Console())
+    except TrainingStopped as stop:
+        raise Stopped(str(stop), stop.exit_code) from None

@@ -1,5 +1,6 @@
 import csv
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(finished, tmp_path, monkeypatch):
     original = TrainingModule.on_train_batch_end
 
     def interrupt(self, *args):
-        self.stop.requested = self.current_epoch == 1
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
         original(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"after 1 whole epochs.*--resume"):
