@@ -154,9 +154,9 @@ class _Run:
             save_checkpoint(self.output / "model.safetensors", model_config, model.state_dict(), card)
 
         self.recorder = Recorder(self.output, settings, self.progress, export)
-        if over:
+        if started:
             self.recorder.load_state_dict(started.state)
-        else:
+        if not over:
             module = self._module(settings, model_config, weights, samples, record)
             trainer = _trainer(settings, self.recorder, self.output)
             options = {"weights_only": True} if "weights_only" in signature(trainer.fit).parameters else {}
