@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms
 
 from fastlr.errors import ConfigError, InputError
+from fastlr.total_charge import CHARGE_NAMES
 
 from .config import LossConfig, TrainConfig
 from .data import SHAPES, Frame, Sample
@@ -20,7 +21,7 @@ SIMILAR = {
     "dipole": ("dipole",),
 }
 SIZES = {"energy": (1,), "stress": (6, 9), "dipole": (3,)}  # numbers a structure, of others a row an atom
-NOT_LABELS = {"charge", "total_charge", "initial_charges", "fragment_charge"}
+NOT_LABELS = {"initial_charges", "fragment_charge"}
 LISTED = 12  # keys in one message
 NET_FORCE = 0.1  # eV/Å times the square root of the number of atoms; of all sound labels less is left over
 
@@ -182,9 +183,15 @@ def _similar(name: str, atoms: Atoms) -> Iterator[tuple[str, object]]:
     results = atoms.calc.results if atoms.calc is not None else {}
     for where, entries in (("info", atoms.info), ("arrays", atoms.arrays), ("results", results)):
         for key, value in entries.items():
-            known = key in NOT_LABELS if where != "results" else key in SHAPES
+            known = _is_condition(str(key)) if where != "results" else key in SHAPES
             if not known and any(part in str(key).lower() for part in SIMILAR[name]):
                 yield f"{where}['{key}']", value
+
+
+def _is_condition(key: str) -> bool:
+    """Whether it is read, but not as a label."""
+    plain = "".join(letter for letter in key.lower() if letter.isalnum())
+    return key in NOT_LABELS or plain in CHARGE_NAMES
 
 
 def _dropped(frame: Frame) -> Iterator[tuple[str, str]]:

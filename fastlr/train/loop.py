@@ -4,11 +4,13 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -24,15 +26,17 @@ from fastlr.signals import StopSignal, stop_on_signals
 
 from .card import describe_set, make_card
 from .config import TrainConfig, TrainingConfig, read_config
-from .data import Sample
+from .data import Sample, batch_order
 from .metrics import evaluate_set
 from .module import Interrupted, TrainingModule, raise_if
 from .plots import plot_learning_curve, plot_parity
 from .preparation import SETS, load_data, starting_model
-from .process import undisturbed, writing
+from .process import OutputError, undisturbed, writing
 from .progress import Progress
 from .record import RunRecord, Started, check_data, check_settings, digest_of, digest_of_samples, read_started
 from .recorder import Recorder, why_over
+
+OF_A_RUN = "# The configuration of this run, as fastlr train wrote it.\n"
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -86,6 +90,7 @@ def train(
         check_settings(started.record, settings)
         if started.state["best_epoch"] and not (output / "model.safetensors").is_file():
             raise ConfigError(f"output: {output} lacks model.safetensors, the best epoch of the run to resume")
+    _check_devices(settings.training)
     progress = Progress(console if not launched else None, settings.training.max_epochs)
     over = why_over(started.state, settings.training) if started else ""
     if over and (output / "summary.json").is_file() and (output / "model.safetensors").is_file():
@@ -103,8 +108,8 @@ def train(
             arguments += [part for override in overrides or [] for part in ("--set", override)]
             command = shlex.join(["fastlr", "train", *arguments, "--output", str(output), "--resume"])
             raise TrainingStopped(f"{run.what_is_saved('stopped')}; go on with: {command}", stop.exit_code) from None
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {run.what_is_saved('the run ended')}") from None
+        except (NonFiniteError, OutputError) as error:
+            raise type(error)(f"{error}; {run.what_is_saved('the run ended')}") from None
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, FastlrError) or not _is_out_of_memory(error):
                 raise
@@ -139,6 +144,7 @@ class _Run:
             settings, weights = starting_model(settings)
             start_from = digest_of(settings.training.start_from)
         samples, model_config, known = load_data(settings, self.progress, lambda: raise_if(self.stop))
+        _check_batches(settings.training, samples)
         digests = {key: digest_of_samples(samples[key]) for key in ("train", "validation")}
         if started:
             check_data(started.record, digests)
@@ -147,6 +153,7 @@ class _Run:
         record = RunRecord(given, settings.model, digests, start_from)
         data = {name: describe_set(getattr(settings.data, name), samples[name]) for name in SETS if samples[name]}
         data = {name: described | {"also_in_training": known.get(name, 0)} for name, described in data.items()}
+        module = None if over else self._module(settings, model_config, weights, samples, record)
         self._open_output(settings)
 
         def export(model, epoch, errors):
@@ -156,8 +163,7 @@ class _Run:
         self.recorder = Recorder(self.output, settings, self.progress, export)
         if started:
             self.recorder.load_state_dict(started.state)
-        if not over:
-            module = self._module(settings, model_config, weights, samples, record)
+        if module is not None:
             trainer = _trainer(settings, self.recorder, self.output)
             options = {"weights_only": True} if "weights_only" in signature(trainer.fit).parameters else {}
             trainer.fit(module, ckpt_path=str(started.path) if started else None, **options)
@@ -171,7 +177,7 @@ class _Run:
             self.output.mkdir(parents=True, exist_ok=True)
             if not self.launched:
                 text = yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
-                _write(self.output / "config.yaml", text)
+                _write(self.output / "config.yaml", OF_A_RUN + text)
                 (self.output / "summary.json").unlink(missing_ok=True)  # it is of a run that is over
 
     def _module(
@@ -208,13 +214,13 @@ class _Run:
         """One line on what a run leaves behind that ends before its time."""
         if self.recorder is None:
             return f"{ended} before training began"
-        if (self.output / "metrics.csv").exists():
+        with suppress(OSError):  # of the metrics, where nothing can be written
             plot_learning_curve(self.output / "metrics.csv", self.output / "learning_curve.png")
-        done, best = self.recorder.epochs_done, self.recorder.state["best_epoch"]
-        if not done or not (self.output / "last.ckpt").is_file():
-            return f"{ended} within the first epoch, of which nothing is saved"
-        model = f" (model.safetensors: epoch {best})" if (self.output / "model.safetensors").is_file() else ""
-        return f"{ended} after {done} whole epochs, which are saved{model}"
+        done, best = self.recorder.saved, self.recorder.exported
+        if not done:
+            model = "; model.safetensors is of that one" if best else ""
+            return f"{ended} within the first epoch, from which nothing can be resumed{model}"
+        return f"{ended} after {done} whole epochs, which are saved (model.safetensors: epoch {best})"
 
 
 def backend_serves_tables(operations: Operations) -> bool:
@@ -231,8 +237,28 @@ def _check_output(output: Path, resume: bool) -> None:
         raise ConfigError(f"output: {output} is a file")
     if not resume and output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"output: {output} is not empty; choose another directory, or go on with --resume")
-    if resume and not (output / "config.yaml").is_file():
+    if resume and not _is_run(output / "config.yaml"):
         raise ConfigError(f"output: {output} holds no run to resume")
+
+
+def _check_devices(training: TrainingConfig) -> None:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if training.accelerator == "cuda" and not found:
+        raise ConfigError("training.accelerator: is 'cuda', but PyTorch finds no CUDA device here")
+    if _accelerator(training) == "cuda" and found < training.devices:
+        raise ConfigError(f"training.devices: {training.devices} asked for, {found} GPUs found")
+
+
+def _check_batches(training: TrainingConfig, samples: dict[str, list[Sample]]) -> None:
+    """A batch for each device, in both sets."""
+    for key in ("train", "validation"):
+        sizes = np.array([sample.graph.num_nodes for sample in samples[key]])
+        batches = len(batch_order(sizes, training.batch_size, training.max_atoms_per_batch))
+        if batches < training.devices:
+            raise ConfigError(
+                f"training.devices: {training.devices}, but data.{key} has {batches} batches only; use fewer, or "
+                "a smaller training.batch_size"
+            )
 
 
 def _accelerator(training: TrainingConfig) -> str:
@@ -241,11 +267,14 @@ def _accelerator(training: TrainingConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"  # never a device without float64
 
 
+def _is_run(path: Path) -> bool:
+    """Whether this is the configuration that a run has written, not one that a user has."""
+    return path.is_file() and path.read_bytes().startswith(OF_A_RUN.encode())
+
+
 def _trainer(settings: TrainConfig, recorder: Recorder, output: Path) -> pl.Trainer:
     training = settings.training
     accelerator = _accelerator(training)
-    if accelerator == "cuda" and torch.cuda.device_count() < training.devices:
-        raise ConfigError(f"training.devices: {training.devices} asked for, {torch.cuda.device_count()} GPUs found")
     return pl.Trainer(
         accelerator=accelerator,
         devices=training.devices,
@@ -286,7 +315,7 @@ def _finish(output, settings, samples, data, recorder, progress, check_stop: Cal
     plot_learning_curve(output / "metrics.csv", output / "learning_curve.png")
     summary = {
         "model": path.name,
-        "epochs": recorder.epochs_done,
+        "epochs": recorder.state["epochs"],
         "best_epoch": recorder.state["best_epoch"],
         "best_validation_loss": recorder.state["best"],
         "stopped": why_over(recorder.state, training),

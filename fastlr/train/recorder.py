@@ -32,11 +32,8 @@ class Recorder(pl.Callback):
     def __init__(self, output: Path, config: TrainConfig, progress: Progress, export: Callable):
         self.output, self.config, self.progress, self.export = output, config, progress, export
         self.state = {"elapsed": 0.0, "seconds": 0.0, "epochs": 0, "best": math.inf, "best_epoch": 0}
+        self.saved = self.exported = 0  # epochs of last.ckpt and of model.safetensors
         self.drawn = 0.0
-
-    @property
-    def epochs_done(self) -> int:
-        return self.state["epochs"]
 
     # Lightning keeps this in its checkpoints
     def state_dict(self):
@@ -44,6 +41,7 @@ class Recorder(pl.Callback):
 
     def load_state_dict(self, state_dict):
         self.state = dict(state_dict)
+        self.saved, self.exported = self.state["epochs"], self.state["best_epoch"]
 
     def on_train_start(self, trainer, module):
         if trainer.is_global_zero:
@@ -92,10 +90,12 @@ class Recorder(pl.Callback):
             append_row(self.output / "metrics.csv", row)
             if better:
                 self.export(module.ema.model, epoch, errors)
+                self.exported = epoch
             self.progress.finish_epoch(row, errors, better)
         if better:
             save_checkpoint(trainer, self.output / "best.ckpt")
         save_checkpoint(trainer, self.output / "last.ckpt")
+        self.saved = epoch
         if trainer.is_global_zero and state["elapsed"] - self.drawn > DRAW_EVERY:
             self.drawn = state["elapsed"]
             plot_learning_curve(self.output / "metrics.csv", self.output / "learning_curve.png")
