@@ -36,8 +36,6 @@ def check_labels(frames: dict[str, list[Frame]], config: TrainConfig, warn: Call
     for key, members in frames.items():
         if key == "test" and not members:
             continue
-        for name in weighted:
-            _refuse_other_name(key, name, members)
         absent = [name for name in weighted if not any(name in frame.labels for frame in members)]
         if key == "train" and absent:
             raise ConfigError(
@@ -45,6 +43,8 @@ def check_labels(frames: dict[str, list[Frame]], config: TrainConfig, warn: Call
                 f"this label{_why_absent(absent[0], members)}; fastlr reads '{absent[0]}' of ASE's calculator "
                 f"results; {_keys_found(members)}"
             )
+        for name in weighted:
+            _refuse_other_name(key, name, members)
         if len(absent) == len(weighted):
             raise ConfigError(
                 f"data.{key}: no structure has a label that counts in the loss ({', '.join(weighted)}); "
@@ -75,10 +75,15 @@ def check_samples(key: str, samples: list[Sample], loss: LossConfig, warn: Calla
     """Compare the labels of structures with what is known of them.
 
     Raises:
-        InputError: charges do not add up to the total charge; the message names file and frame.
+        InputError: charges do not add up to the total charge, or this is to be found; the message names file and frame.
     """
     nets = []
     for sample in samples:
+        if sample.graph.conditions is not None and sample.graph.conditions.has_potentials:
+            raise InputError(
+                f"{sample.source}: states a chemical potential; training is at given charges, so state that which goes "
+                "with its labels instead"
+            )
         _check_charges(sample)
         if "forces" in sample.labels and sample.graph.conditions is None:
             net = float(sample.labels["forces"].sum(dim=0).norm())
@@ -124,8 +129,6 @@ def _check_charges(sample: Sample) -> None:
     if "charges" not in sample.labels or graph.coulomb is None:
         return
     charges, conditions = sample.labels["charges"], graph.conditions
-    if conditions is not None and conditions.has_potentials:
-        return  # the total charge is not stated
     groups, stated = [charges], graph.charge.tolist()
     if conditions is not None and conditions.fragment is not None:
         stated = conditions.fragment_charge.tolist()

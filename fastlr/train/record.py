@@ -83,11 +83,12 @@ def check_settings(record: RunRecord, settings: TrainConfig) -> None:
         for key, value in now[section].items():
             if f"{section}.{key}" not in MAY_CHANGE and then[section].get(key) != value:
                 raise _changed(f"{section}.{key}", value, then[section].get(key))
-    if settings.training.start_from not in (None, record.settings["training"]["start_from"]):
-        if digest_of(settings.training.start_from) != record.start_from:
-            raise _changed("training.start_from", settings.training.start_from, "another model")
-    elif settings.training.start_from is None and record.start_from is not None:
-        raise _changed("training.start_from", None, record.settings["training"]["start_from"])
+    now_from, then_from = settings.training.start_from, record.settings["training"]["start_from"]
+    digest = digest_of(now_from)
+    if now_from != then_from and (digest is None or digest != record.start_from):
+        raise _changed("training.start_from", now_from, then_from)
+    if digest not in (None, record.start_from):  # where it is gone, it is not needed
+        raise ConfigError(f"training.start_from: {now_from} is no longer the model that the run to resume started from")
     _check_model(record, settings.model)
 
 
