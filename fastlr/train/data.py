@@ -123,6 +123,8 @@ def _labels(atoms: Atoms, source: str) -> dict[str, np.ndarray]:
             raise InputError(f"{source}: {name} has shape {value.shape}, expected {expected}")
         if not np.isfinite(value).all():
             raise InputError(f"{source}: {name} is not finite")
+        if name == "stress" and np.abs(value - value.T).max() > 1e-3 * np.abs(value).max():
+            raise InputError(f"{source}: stress is not symmetric: {value.tolist()}")
         most = np.abs(value).max(initial=0.0) / (max(len(atoms), 1) if name == "energy" else 1)
         if most > LARGEST[name][0]:
             raise InputError(f"{source}: {name} of {most:.3g} {LARGEST[name][1]} is no label in this unit")

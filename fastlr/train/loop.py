@@ -24,7 +24,7 @@ from fastlr.kernels.files import replacing
 from fastlr.models import ModelConfig, build_model
 from fastlr.signals import StopSignal, stop_on_signals
 
-from .card import describe_set, make_card
+from .card import describe_set, make_card, versions
 from .config import TrainConfig, TrainingConfig, read_config
 from .data import Sample, batch_order
 from .metrics import evaluate_set
@@ -150,7 +150,13 @@ class _Run:
             check_data(started.record, digests)
             given["model"] = started.record.settings["model"]
         settings = settings.model_copy(update={"model": model_config.model_dump()})
-        record = RunRecord(given, settings.model, digests, start_from)
+        here = {**versions(), "accelerator": _accelerator(settings.training)}
+        if started and started.record.made_with != here:
+            self.progress.warn(
+                f"the run to resume was made with {_listed(started.record.made_with)}, and goes on with "
+                f"{_listed(here)}: not to the bit"
+            )
+        record = RunRecord(given, settings.model, digests, start_from, here)
         data = {name: describe_set(getattr(settings.data, name), samples[name]) for name in SETS if samples[name]}
         data = {name: described | {"also_in_training": known.get(name, 0)} for name, described in data.items()}
         module = None if over else self._module(settings, model_config, weights, samples, record)
@@ -339,8 +345,12 @@ def _nothing_to_do(over: str, state: dict, output: Path) -> str:
     )
 
 
+def _listed(names: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in names.items())
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _write(path: Path, text: str) -> None:

@@ -147,7 +147,13 @@ class TrainingModule(pl.LightningModule):
         self.errors = Errors(self.run.loss, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int):
-        out = evaluate(self.ema.model, batch.graph, forces=self.needs_derivatives)
+        try:
+            out = evaluate(self.ema.model, batch.graph, forces=self.needs_derivatives)
+        except InputError as error:
+            raise NonFiniteError(
+                f"charge equilibration failed in the validation of epoch {self.current_epoch + 1} ({error}); "
+                "lower training.learning_rate"
+            ) from None
         self.errors.add(residuals(out, batch))
         raise_if(self.stop)
 

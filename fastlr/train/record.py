@@ -28,12 +28,13 @@ OPEN = {"species", *FROM_DATA}  # keys of the model that come from the data wher
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Settings as given, the model that came of them, and digests of the files of structures and weights."""
+    """Settings as given, the model that came of them, digests of the files of structures and weights, and versions."""
 
     settings: dict
     model: dict
     data: dict[str, str]
     start_from: str | None
+    made_with: dict[str, str]
 
     def as_dict(self) -> dict:
         return asdict(self)

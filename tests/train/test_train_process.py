@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from train_toy import write_run
 
 from fastlr.checkpoint import load_checkpoint
-from fastlr.errors import ConfigError, NonFiniteError
+from fastlr.errors import ConfigError, InputError, NonFiniteError
 from fastlr.train import TrainingStopped, train
 from fastlr.train.module import TrainingModule
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*charged structures have dipoles")
 STRANGE = {
     "PL_TRAINER_MAX_EPOCHS": "3",
     "PL_TRAINER_ACCUMULATE_GRAD_BATCHES": "2",
@@ -114,6 +114,17 @@ def test_runs_that_fail_leave_the_process_as_it_was(tmp_path, monkeypatch):
         train(config, tmp_path / "out")
     assert_same(before)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+    def greedy(self, *args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"lower training\.batch_size.*the first"),
+    ):
+        patch.setattr(TrainingModule, "training_step", greedy)
+        train(config, tmp_path / "greedy")
+    assert_same(before)
 
     def stop(self, *args):
         signal.raise_signal(signal.SIGTERM)
