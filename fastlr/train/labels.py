@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 from ase import Atoms
@@ -186,15 +187,16 @@ def _similar(name: str, atoms: Atoms) -> Iterator[tuple[str, object]]:
     results = atoms.calc.results if atoms.calc is not None else {}
     for where, entries in (("info", atoms.info), ("arrays", atoms.arrays), ("results", results)):
         for key, value in entries.items():
-            known = _is_condition(str(key)) if where != "results" else key in SHAPES
-            if not known and any(part in str(key).lower() for part in SIMILAR[name]):
+            if _is_called_like(name, str(key), where == "results"):
                 yield f"{where}['{key}']", value
 
 
-def _is_condition(key: str) -> bool:
-    """Whether it is read, but not as a label."""
+@cache
+def _is_called_like(name: str, key: str, is_result: bool) -> bool:
+    """Whether an entry could be a label by its name, and is not read as one, nor as something else."""
     plain = "".join(letter for letter in key.lower() if letter.isalnum())
-    return key in NOT_LABELS or plain in CHARGE_NAMES
+    known = key in SHAPES if is_result else key in NOT_LABELS or plain in CHARGE_NAMES
+    return not known and any(part in key.lower() for part in SIMILAR[name])
 
 
 def _dropped(frame: Frame) -> Iterator[tuple[str, str]]:
