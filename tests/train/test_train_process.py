@@ -109,8 +109,16 @@ def test_runs_that_fail_leave_the_process_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(ConfigError):
         train(config, tmp_path / "out", overrides=["data.train=nowhere.xyz"])
     assert_same(before)
+
+    def careless(terms, config):
+        """Whatever a library may do."""
+        draws = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        os.environ["FASTLR_OF_A_TEST"], os.environ["HOME"] = str(draws), "nowhere"
+        warnings.simplefilter("error")
+        return torch.tensor(torch.nan)
+
     with monkeypatch.context() as patch, pytest.raises(NonFiniteError, match="within the first epoch, from which noth"):
-        patch.setattr("fastlr.train.module.total_loss", lambda terms, config: torch.tensor(torch.nan))
+        patch.setattr("fastlr.train.module.total_loss", careless)
         train(config, tmp_path / "out")
     assert_same(before)
     assert not (tmp_path / "out" / "model.safetensors").exists()
