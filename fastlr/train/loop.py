@@ -3,8 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from fastlr.backends import Operations, resolve
 from fastlr.checkpoint import load_checkpoint, load_state, save_checkpoint
 from fastlr.checks.operations import check_operations
-from fastlr.errors import ConfigError, FastlrError, InputError, NonFiniteError
+from fastlr.errors import ConfigError, InputError, NonFiniteError
 from fastlr.kernels.files import replacing
 from fastlr.models import ModelConfig, build_model
 from fastlr.signals import StopSignal, stop_on_signals
@@ -83,41 +83,57 @@ def train(
     # a further process of a run on several devices; elsewhere LOCAL_RANK is another program's
     launched = settings.training.devices > 1 and "LOCAL_RANK" in os.environ
     if not launched:
-        _check_output(output, resume)
-    started = None
-    if resume and (output / "last.ckpt").is_file():
-        started = read_started(output / "last.ckpt")
-        check_settings(started.record, settings)
-        if started.state["best_epoch"] and not (output / "model.safetensors").is_file():
-            raise ConfigError(f"output: {output} lacks model.safetensors, the best epoch of the run to resume")
+        with writing(output):
+            _check_output(output, resume)
+    started = _started(output, settings) if resume else None
     _check_devices(settings.training)
-    progress = Progress(console if not launched else None, settings.training.max_epochs)
+    progress = Progress(Console(quiet=True) if launched else console, settings.training.max_epochs)
     over = why_over(started.state, settings.training) if started else ""
-    if over and (output / "summary.json").is_file() and (output / "model.safetensors").is_file():
+    if over and (output / "summary.json").is_file():
         progress.say(_nothing_to_do(over, started.state, output))
         return output / "model.safetensors"
-
     with undisturbed(), stop_on_signals() as stop, progress:
         run = _Run(settings, output, progress, stop, started, launched)
-        try:
+        with _endings_told(run, _command(config, output, overrides or [])):
             run.go(over)
-        except (Interrupted, SystemExit):  # Lightning ends the process at signals of its own accord
-            if not stop():
-                raise
-            arguments = [str(config) if isinstance(config, str | Path) else "CONFIG"]
-            arguments += [part for override in overrides or [] for part in ("--set", override)]
-            command = shlex.join(["fastlr", "train", *arguments, "--output", str(output), "--resume"])
-            raise TrainingStopped(f"{run.what_is_saved('stopped')}; go on with: {command}", stop.exit_code) from None
-        except (NonFiniteError, OutputError) as error:
-            raise type(error)(f"{error}; {run.what_is_saved('the run ended')}") from None
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, FastlrError) or not _is_out_of_memory(error):
-                raise
-            raise InputError(
-                "the memory is not enough for a training step; lower training.batch_size, or set "
-                f"training.max_atoms_per_batch; {run.what_is_saved('the run ended')}"
-            ) from None
     return output / "model.safetensors"
+
+
+def _started(output: Path, settings: TrainConfig) -> Started | None:
+    """The run to resume, if it has come to a checkpoint; its settings are compared."""
+    if not (output / "last.ckpt").is_file():
+        return None
+    started = read_started(output / "last.ckpt")
+    check_settings(started.record, settings)
+    if not (output / "model.safetensors").is_file():
+        raise ConfigError(f"output: {output} lacks model.safetensors, the best epoch of the run to resume")
+    return started
+
+
+@contextmanager
+def _endings_told(run: "_Run", command: str) -> Iterator[None]:
+    """Whatever ends a run before its time says what is saved, and after a signal the command that goes on."""
+    try:
+        yield
+    except (Interrupted, SystemExit):  # Lightning ends the process at signals of its own accord
+        if not run.stop():
+            raise
+        raise TrainingStopped(f"{run.what_is_saved('stopped')}; go on with: {command}", run.stop.exit_code) from None
+    except (NonFiniteError, OutputError) as error:
+        raise type(error)(f"{error}; {run.what_is_saved('the run ended')}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InputError(
+            "the memory is not enough for a training step; lower training.batch_size, or set "
+            f"training.max_atoms_per_batch; {run.what_is_saved('the run ended')}"
+        ) from None
+
+
+def _command(config: dict | str | Path, output: Path, overrides: list[str]) -> str:
+    name = str(config) if isinstance(config, str | Path) else "CONFIG"
+    changes = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["fastlr", "train", name, *changes, "--output", str(output), "--resume"])
 
 
 @dataclass
