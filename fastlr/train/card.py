@@ -43,16 +43,13 @@ def make_card(config: TrainConfig, data: dict, epoch: int, errors: dict) -> dict
         epoch: whose averaged weights these are.
         errors: set -> errors in meV, Å and me (``metrics``).
     """
-    training = config.training.model_dump(exclude={"num_workers", "accelerator"})
-    if training["start_from"] is not None:
-        training["start_from"] = Path(training["start_from"]).name  # where it was is nobody's concern
     return {
         "trained_with": versions(),
         "training_data": data,
         "training": {
             "epoch": epoch,
             "loss": config.loss.model_dump(),
-            **training,
+            **config.training.model_dump(exclude={"num_workers", "accelerator"}),
         },
         "errors": errors,
     }

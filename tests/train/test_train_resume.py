@@ -23,7 +23,14 @@ from fastlr.train.process import OutputError
 from fastlr.train.recorder import why_over
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*charged structures have dipoles")
-SETTINGS = {"schedule": "cosine", "warmup_steps": 3, "early_stopping": 9, "learning_rate": 0.02, "weight_decay": 0.01}
+SETTINGS = {
+    "schedule": "plateau",
+    "plateau_patience": 1,
+    "warmup_steps": 0,
+    "early_stopping": 9,
+    "learning_rate": 0.5,  # so high that the second epoch is worse than the first
+    "weight_decay": 0.01,
+}
 
 
 def last(output):
@@ -76,6 +83,9 @@ def copy(run, tmp_path):
 def test_a_run_stopped_within_an_epoch_goes_on_bitwise(run, copy):
     directory, config = run
     output, _ = copy
+    assert (
+        last(output)["fastlr"]["schedule"]["factor"] == 0.5 and last(output)["callbacks"]["Recorder"]["best_epoch"] == 1
+    )
     train(config, directory / "whole")
     train(config, output, resume=True)
     assert_equal(last(output), last(directory / "whole"))
@@ -94,7 +104,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_bitwise(run, copy):
         ("training.batch_size=3", r"training\.batch_size"),
         ("training.ema=0.9", r"training\.ema"),
         ("training.seed=1", r"training\.seed"),
-        ("training.schedule=plateau", r"training\.schedule"),
+        ("training.schedule=cosine", r"training\.schedule"),
         ("model.r_max=3", r"model\.r_max"),
         ("model.num_layers=2", r"model\.num_layers"),
         ("model.energy_scales=2", r"model\.energy_scales"),
@@ -136,21 +146,21 @@ def test_other_data_are_refused_under_the_same_name_and_the_same_are_taken_under
 
 def test_a_run_that_is_over_is_left_alone(run, copy):
     output, config = copy
-    over = ["training.early_stopping=1", "training.learning_rate=0.02"]
     said = io.StringIO()
     train(config, output, resume=True, overrides=["training.max_epochs=3"])
     before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.iterdir()}
     for overrides, part in (([], "all epochs done"), (["training.max_epochs=2"], "all epochs done")):
         train(config, output, resume=True, overrides=overrides, console=Console(file=said, width=1000))
         assert f"nothing to do: the run in {output} is over ({part}) after 3 epochs" in said.getvalue()
-    more = ["training.max_epochs=9", "training.max_time=00:00:01", *over[:1]]
     state = {"epochs": 3, "best_epoch": 3, "elapsed": 0.9, "seconds": 0.3}
     assert why_over(state, TrainingConfig(max_epochs=9, max_time="00:00:01")) == "the time is up"
     assert why_over(state, TrainingConfig(max_epochs=9, max_time="00:00:02")) == ""
     assert why_over({**state, "best_epoch": 1}, TrainingConfig(early_stopping=2)).startswith("no better validation")
     assert why_over({**state, "best_epoch": 1}, TrainingConfig(early_stopping=3)) == ""
     assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.iterdir()} == before
-    train(config, output, resume=True, overrides=[*more[:1], "training.max_time=0.0001"])  # over, for the time is up
+    train(
+        config, output, resume=True, overrides=["training.max_epochs=9", "training.max_time=0.0001"]
+    )  # over, for the time is up
     assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.iterdir()} == before
     (output / "summary.json").unlink()  # ended while the errors were found: these are made up for, without an epoch
     train(config, output, resume=True)
