@@ -7,6 +7,6 @@ from fastlr.errors import FastlrError
 if find_spec("lightning") is None:
     raise FastlrError('training needs the package lightning: pip install "fastlr[train]"')
 
-from .loop import train
+from .loop import TrainingStopped, train
 
-__all__ = ["train"]
+__all__ = ["TrainingStopped", "train"]

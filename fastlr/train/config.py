@@ -1,25 +1,28 @@
 """Training configurations: read, overridden, and validated before anything starts."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PlainSerializer,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from fastlr.errors import ConfigError
 from fastlr.models import ModelConfig, parse_config
 from fastlr.models.config import describe
+
+from .yaml_text import parse_yaml
 
 AUTO = "auto"
 # what the training data decides unless the configuration does, with stand-ins to validate the rest by
@@ -41,10 +44,23 @@ def _as_seconds(value: Any) -> Any:
     return value * 60 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _as_minutes(seconds: float | None) -> float | None:
+    """As it is given, so that the configuration that a run writes reads as that of the run."""
+    return None if seconds is None else seconds / 60
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value, info):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, which is no value for it")
+        return value
 
 
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
 
 
@@ -85,12 +101,13 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 8  # structures
     max_atoms_per_batch: PositiveInt | None = None
     max_epochs: PositiveInt = 100
-    max_time: Annotated[PositiveFloat | None, BeforeValidator(_as_seconds)] = None  # given as HH:MM:SS or minutes
+    # of the whole run, resumptions included; given as HH:MM:SS or minutes
+    max_time: Annotated[PositiveFloat | None, BeforeValidator(_as_seconds), PlainSerializer(_as_minutes)] = None
     optimizer: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat = 0.005
     weight_decay: NonNegativeFloat = 0.0  # on matrices only, never on scales, shifts and hardness
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 100
     final_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01  # cosine ends, plateau stops; times the first
     plateau_patience: PositiveInt = 10  # epochs
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
@@ -104,7 +121,7 @@ class TrainingConfig(Section):
     radial_tables: bool = True
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 class TrainConfig(Section):
@@ -120,29 +137,16 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
     """A validated training configuration, its paths made absolute.
 
     Args:
-        config: plain data, or the path of a YAML file.
-        overrides: "key.sub=value", the value in YAML.
+        config: plain data, or the path of a YAML file (``yaml_text``).
+        overrides: "key.sub=value", the value in YAML; each key once.
 
     Raises:
-        ConfigError: not readable, or a key is unknown, missing or invalid; the message names the key.
+        ConfigError: not readable, or a key is unknown, missing, invalid or stands twice; the message names the key.
     """
-    base = Path.cwd()
-    if isinstance(config, str | Path):
-        path = Path(config)
-        base = path.resolve().parent
-        try:
-            data = yaml.safe_load(path.read_bytes())  # YAML tells its encoding
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    else:
-        data = config
-    if not isinstance(data, dict):
-        raise ConfigError("a training configuration has the keys model, data, loss and training")
-    data = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
-    for override in overrides or []:
-        _override(data, override)
+    base, data = _read(config)
+    _override_all(data, overrides or [])
+    # a section without entries is as good as none
+    data = {key: value for key, value in data.items() if value is not None}
     try:
         parsed = TrainConfig.model_validate(data)
     except ValidationError as error:
@@ -159,6 +163,24 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
     return parsed.model_copy(update={"data": DataConfig(**files), "training": training})
 
 
+def _read(config: dict | str | Path) -> tuple[Path, dict]:
+    """Where relative paths start, and plain data that may be changed."""
+    if isinstance(config, str | Path):
+        path = Path(config)
+        try:
+            text = path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        base, data = path.resolve().parent, parse_yaml(text, str(path))
+    else:
+        base, data = Path.cwd(), deepcopy(config)
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        found = "it is empty" if data is None else f"found {type(data).__name__}"
+        found = f"found keys {sorted(map(str, data))}" if isinstance(data, dict) else found
+        raise ConfigError(f"a training configuration has the sections model, data, loss and training; {found}")
+    return base, data
+
+
 _FILES = ("train", "validation", "test")
 
 
@@ -173,7 +195,11 @@ def check_model(model: dict[str, Any]) -> None:
         # tables of numbers a species must agree at least with one another
         tables = [value for value in filled.values() if isinstance(value, dict)]
         filled["species"] = [str(symbol) for symbol in tables[0]] if tables else ["H"]
-    parse_config(filled)
+    fields = type(parse_config(filled)).model_fields
+    for key, value in model.items():
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if any(isinstance(each, bool) for each in values) and fields[key].annotation is not bool:
+            raise ConfigError(f"model.{key}: is {value!r}, which is no value for it")
 
 
 def complete_model(model: dict[str, Any], found: dict[str, Any]) -> ModelConfig:
@@ -181,16 +207,25 @@ def complete_model(model: dict[str, Any], found: dict[str, Any]) -> ModelConfig:
     return parse_config(found | {key: value for key, value in model.items() if value != AUTO})
 
 
-def _override(data: dict, override: str) -> None:
-    key, separator, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"{override}: an override is written key.sub=value")
-    for part in parts[:-1]:
-        data = data.setdefault(part, {})
+def _override_all(data: dict, overrides: list[str]) -> None:
+    given = set()
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        key = key.strip()
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"{override}: an override is written key.sub=value")
+        if key in given:
+            raise ConfigError(f"{key}: is given by two overrides; which one counts?")
+        given.add(key)
+        _override(data, key, parse_yaml(value, key))
+
+
+def _override(data: dict, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for part in sections:
+        if data.get(part) is None:
+            data[part] = {}
+        data = data[part]
         if not isinstance(data, dict):
-            raise ConfigError(f"{key.strip()}: '{part}' is not a section")
-    try:
-        data[parts[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key.strip()}: {value!r} is not valid YAML") from None
+            raise ConfigError(f"{key}: '{part}' is not a section")
+    data[last] = value

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 
 import ase.io
 import numpy as np
@@ -20,6 +21,14 @@ from fastlr.models import ModelConfig
 from fastlr.potential import coulomb_settings
 
 PER_ATOM = ("forces", "charges")
+# beyond these a label is of another unit: all electrons of the heaviest atoms have 1.5e6 eV, and 200 eV/Å^3 are 32 TPa
+LARGEST = {
+    "energy": (1e7, "eV/atom"),
+    "forces": (1e5, "eV/Å"),
+    "stress": (200.0, "eV/Å^3"),
+    "charges": (120.0, "e"),
+    "dipole": (1e6, "e Å"),
+}
 SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "charges": (), "dipole": (3,)}
 
 
@@ -99,21 +108,35 @@ def _labels(atoms: Atoms, source: str) -> dict[str, np.ndarray]:
     periodic = atoms.pbc
     labels = {}
     for name, shape in SHAPES.items():
-        if results.get(name) is None:
+        if results.get(name) is None or (isinstance(results[name], str) and results[name] == "None"):
             continue
         # a stress needs a cell, and a dipole moment is not defined in one
         if (name == "stress" and not periodic.all()) or (name == "dipole" and periodic.any()):
             continue
-        value = np.asarray(results[name], dtype=np.float64)
+        value = _numbers(results[name], name, source)
         if name == "stress" and value.shape == (6,):
             value = voigt_6_to_full_3x3_stress(value)
         expected = (len(atoms), *shape) if name in PER_ATOM else shape
+        if name == "energy" and value.size == 1:
+            value = value.reshape(())
         if value.shape != expected:
             raise InputError(f"{source}: {name} has shape {value.shape}, expected {expected}")
         if not np.isfinite(value).all():
             raise InputError(f"{source}: {name} is not finite")
+        if name == "stress" and np.abs(value - value.T).max() > 1e-3 * np.abs(value).max():
+            raise InputError(f"{source}: stress is not symmetric: {value.tolist()}")
+        most = np.abs(value).max(initial=0.0) / (max(len(atoms), 1) if name == "energy" else 1)
+        if most > LARGEST[name][0]:
+            raise InputError(f"{source}: {name} of {most:.3g} {LARGEST[name][1]} is no label in this unit")
         labels[name] = value
     return labels
+
+
+def _numbers(value, name: str, source: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{source}: {name} is {shortened(value)}, no number; leave it out where there is none")
+    return array.astype(np.float64)
 
 
 def make_samples(frames: list[Frame], config: ModelConfig, advance: Callable[[], None] = lambda: None) -> list[Sample]:
@@ -124,6 +147,8 @@ def make_samples(frames: list[Frame], config: ModelConfig, advance: Callable[[],
     """
     samples = []
     for k, frame in enumerate(frames):
+        if not len(frame.atoms):
+            raise InputError(f"{frame.source}: has no atoms; leave it out")
         try:
             graph = Graph.single(frame.atoms, config.species, config.r_max, coulomb_settings(config), index=k)
         except InputError as error:

@@ -34,10 +34,14 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def keep_rows(path: Path, epochs: int) -> None:
-    """Drop the rows after the first ``epochs`` epochs: those that a resumed run repeats."""
+    """Keep the rows of the first ``epochs`` epochs, one each; a resumed run repeats the others, and what is torn."""
     if not path.exists():
         return
     header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = {}
+    for row in rows:
+        first = row.split(",")[0]
+        if row.endswith("\n") and row.count(",") == header.count(",") and first.isdecimal() and int(first) <= epochs:
+            kept[int(first)] = row
     with replacing(path) as partial:
-        kept = [row for row in rows if int(row.split(",")[0]) <= epochs]
-        partial.write_text("".join([header, *kept]), encoding="utf-8")
+        partial.write_text("".join([header, *kept.values()]), encoding="utf-8")

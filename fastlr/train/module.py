@@ -1,7 +1,5 @@
 """The Lightning module: one step of training, and validation of the averaged weights."""
 
-import signal
-import threading
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -20,32 +18,12 @@ from .schedule import Schedule
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, raised between two steps. Not a KeyboardInterrupt, on which Lightning would end the whole process."""
+    """Raised between two steps by a signal. Not a KeyboardInterrupt, on which Lightning would end the whole process."""
 
 
-class StopRequest:
-    """While active, the first Ctrl-C asks for a stop between two steps; the second is an ordinary one."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def _request(self, *_):
-        self.requested = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_):
-        if self.main:
-            signal.signal(signal.SIGINT, self.before)
-
-    def check(self) -> None:
-        if self.requested:
-            raise Interrupted
+def raise_if(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Interrupted
 
 
 class TrainingModule(pl.LightningModule):
@@ -55,9 +33,10 @@ class TrainingModule(pl.LightningModule):
         model: ``NequIP`` or ``NequIPLR``.
         config: of the run.
         train, validation: samples.
-        stop: tells when to stop.
+        stop: tells whether to stop.
         tables: whether to interpolate radial networks from tables.
         say: prints a line.
+        record: what the run was started with, for its checkpoints.
     """
 
     def __init__(
@@ -66,16 +45,17 @@ class TrainingModule(pl.LightningModule):
         config: TrainConfig,
         train: list[Sample],
         validation: list[Sample],
-        stop: StopRequest | None = None,
+        stop: Callable[[], bool] = lambda: False,
         tables: bool = False,
         say: Callable[[str], None] = print,
+        record: dict | None = None,
     ):
         super().__init__()
         self.model, self.ema = model, AveragedModel(model, config.training.ema)
         self.run = config
         self.train_samples, self.validation_samples = train, validation
         self.schedule = Schedule(config.training)
-        self.stop = stop or StopRequest()
+        self.stop, self.record = stop, record
         self.tables, self.say, self.table_intervals = tables, say, None
         self.needs_derivatives = config.loss.forces > 0.0 or config.loss.stress > 0.0
         self.time_progress = 0.0  # done fraction of max_time; set by the loop at each epoch
@@ -152,7 +132,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.ema.update(self.model, self.global_step)
-        self.stop.check()
+        raise_if(self.stop)
 
     def _non_finite(self, batch: Batch, batch_idx: int, what: str) -> NonFiniteError:
         sources = ", ".join(self.train_samples[k].source for k in batch.indices)
@@ -167,9 +147,15 @@ class TrainingModule(pl.LightningModule):
         self.errors = Errors(self.run.loss, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int):
-        out = evaluate(self.ema.model, batch.graph, forces=self.needs_derivatives)
+        try:
+            out = evaluate(self.ema.model, batch.graph, forces=self.needs_derivatives)
+        except InputError as error:
+            raise NonFiniteError(
+                f"charge equilibration failed in the validation of epoch {self.current_epoch + 1} ({error}); "
+                "lower training.learning_rate"
+            ) from None
         self.errors.add(residuals(out, batch))
-        self.stop.check()
+        raise_if(self.stop)
 
     def on_validation_epoch_end(self):
         if self.trainer.world_size > 1:
@@ -178,7 +164,11 @@ class TrainingModule(pl.LightningModule):
     # what an exact resume needs beyond weights and optimizer; everything else follows from seed and epoch
 
     def on_save_checkpoint(self, checkpoint):
-        checkpoint["fastlr"] = {"schedule": self.schedule.state, "random": torch.get_rng_state()}
+        checkpoint["fastlr"] = {
+            "schedule": self.schedule.state,
+            "random": torch.get_rng_state(),
+            "run": self.record,
+        }
 
     def on_load_checkpoint(self, checkpoint):
         self.schedule.state = dict(checkpoint["fastlr"]["schedule"])

@@ -19,6 +19,25 @@ UNITS = {
 
 def plot_learning_curve(metrics: Path, picture: Path) -> None:
     """Losses and validation errors against epochs, both on log scales."""
+    with _style():
+        _draw_learning_curve(metrics, picture)
+
+
+def plot_parity(pairs: dict[str, tuple[np.ndarray, np.ndarray]], picture: Path, title: str) -> None:
+    """Predictions against labels, one panel a quantity."""
+    with _style():
+        _draw_parity(pairs, picture, title)
+
+
+def _style():
+    """Matplotlib's own style, whatever the caller has set, and that again afterwards."""
+    import matplotlib
+
+    default = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    return matplotlib.rc_context(default)
+
+
+def _draw_learning_curve(metrics: Path, picture: Path) -> None:
     rows = read_rows(metrics)
     if not rows:
         return
@@ -44,8 +63,7 @@ def plot_learning_curve(metrics: Path, picture: Path) -> None:
     _save(figure, picture)
 
 
-def plot_parity(pairs: dict[str, tuple[np.ndarray, np.ndarray]], picture: Path, title: str) -> None:
-    """Predictions against labels, one panel a quantity."""
+def _draw_parity(pairs: dict[str, tuple[np.ndarray, np.ndarray]], picture: Path, title: str) -> None:
     names = [name for name in UNITS if name in pairs]
     if not names:
         return

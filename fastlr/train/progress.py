@@ -1,5 +1,7 @@
 """What the user sees: a bar in a terminal, and one line an epoch everywhere."""
 
+import warnings
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -30,6 +32,13 @@ class Progress:
     def say(self, text: str) -> None:
         if self.console is not None:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line on the console, or a warning of Python's: never silent."""
+        if self.console is None:
+            warnings.warn(text, stacklevel=3)
+        else:
+            self.say(f"warning: {text}")
 
     def start(self, description: str, total: int) -> None:
         """Begin a new bar in place of the last one."""

@@ -2,20 +2,21 @@
 
 import numpy as np
 import torch
+from scipy.linalg import qr
 
 from fastlr.constants import COULOMB_CONSTANT
 from fastlr.kernels.ewald.coulomb import coulomb_matrix
 from fastlr.models import ModelConfig, build_model
 from fastlr.nn.charge_equilibration import ChargeEquilibration
 
-RIDGE = 1e-8  # relative; enough to settle what collinear compositions leave open, too little to bias the rest
-
 
 def reference_energies(counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
     """(S,) eV: per-species energies e that best give the total energies by composition.
 
-    Ridge regression on energies per atom, towards the mean energy per atom: where compositions are collinear (pure
-    water: two H for each O) the data fix only the sum, and every species gets an equal deviation from the mean.
+    Least squares on energies per atom, of least norm about the mean energy per atom: where compositions are collinear
+    (pure water: two H for each O) the data fix only the sum, and every species gets an equal deviation from the mean.
+    Constants an atom of each species, added to the energies, are found again to rounding: what the result leaves of the
+    energies does not depend on them.
 
     Args:
         counts: (F, S) atoms of each species.
@@ -27,10 +28,10 @@ def reference_energies(counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
         return np.zeros(counts.shape[1])
     fractions = counts / num_atoms[:, None]
     per_atom = energies / num_atoms
-    mean = per_atom.mean()
-    gram = fractions.T @ fractions
-    ridge = RIDGE * np.trace(gram) * np.eye(len(gram))
-    return mean + np.linalg.solve(gram + ridge, fractions.T @ (per_atom - mean))
+    found = np.full(counts.shape[1], per_atom.mean())
+    for _ in range(2):  # the second time on what the first has left by rounding, which counts beside 1e5 eV
+        found += np.linalg.lstsq(fractions, per_atom - fractions @ found, rcond=None)[0]
+    return found
 
 
 def electronegativity_shifts(samples: list, config: ModelConfig, most: int = 100) -> dict[str, float]:
@@ -49,7 +50,7 @@ def electronegativity_shifts(samples: list, config: ModelConfig, most: int = 100
     equilibration = ChargeEquilibration(
         config.of_species(config.hardness), config.widths, resolve("reference", dtype=torch.float64)
     )
-    labelled = spread([sample for sample in samples if "charges" in sample.labels], most)
+    labelled = representative([sample for sample in samples if "charges" in sample.labels], len(config.species), most)
     S = len(config.species)
     gram, rhs = np.zeros((S, S)), np.zeros(S)
     with torch.no_grad():
@@ -65,31 +66,44 @@ def electronegativity_shifts(samples: list, config: ModelConfig, most: int = 100
     return dict(zip(config.species, shifts.tolist(), strict=True))
 
 
-def spread(items: list, most: int) -> list:
-    """At most about ``most`` of the items, evenly spaced."""
-    return items[:: -(-len(items) // most)] if items else []
+def representative(samples: list, num_species: int, most: int) -> list:
+    """About ``most`` of the samples, evenly spaced, and those whose compositions span all that there are."""
+    if not samples:
+        return []
+    counts = compositions(samples, num_species)
+    fractions = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    spanning = qr(fractions.T, mode="r", pivoting=True)[1][:num_species]
+    chosen = sorted({*range(0, len(samples), -(-len(samples) // most)), *spanning.tolist()})
+    return [samples[k] for k in chosen]
 
 
 def energy_shifts(samples: list, config: ModelConfig, seed: int, most: int = 256) -> dict[str, float]:
     """Reference energies (eV) of what the untrained model, without shifts, leaves of the total energies.
 
     Counting the model's own energy matters with charges: an equilibration that starts near the right charges has
-    energies of several eV an ion.
+    energies of several eV an ion. It is found of ``most`` structures, the references of all.
     """
     torch.manual_seed(seed)
     model = build_model(config.model_copy(update={"energy_shifts": 0.0}))
-    labelled = spread([sample for sample in samples if "energy" in sample.labels], most)
+    labelled = [sample for sample in samples if "energy" in sample.labels]
+    some = representative(labelled, len(config.species), most)
     with torch.no_grad():
-        initial = [model(sample.graph)["energy"].item() for sample in labelled]
-    counts, energies = compositions(labelled, len(config.species))
-    return dict(zip(config.species, reference_energies(counts, energies - initial).tolist(), strict=True))
+        initial = np.array([model(sample.graph)["energy"].item() for sample in some])
+    S = len(config.species)
+    shifts = reference_energies(compositions(labelled, S), total_energies(labelled))
+    shifts -= reference_energies(compositions(some, S), initial)
+    return dict(zip(config.species, shifts.tolist(), strict=True))
 
 
-def compositions(samples: list, num_species: int) -> tuple[np.ndarray, np.ndarray]:
-    """(F, S) atoms of each species and (F,) total energies in eV."""
+def compositions(samples: list, num_species: int) -> np.ndarray:
+    """(F, S) atoms of each species."""
     counts = [np.bincount(sample.graph.species.numpy(), minlength=num_species) for sample in samples]
-    energies = np.array([sample.labels["energy"].item() for sample in samples])
-    return np.array(counts, dtype=np.float64).reshape(-1, num_species), energies
+    return np.array(counts, dtype=np.float64).reshape(-1, num_species)
+
+
+def total_energies(samples: list) -> np.ndarray:
+    """(F,) eV."""
+    return np.array([sample.labels["energy"].item() for sample in samples])
 
 
 def from_data(samples: list, species: list[str]) -> dict:
@@ -105,7 +119,7 @@ def from_data(samples: list, species: list[str]) -> dict:
     scale = 1.0
     labelled = [sample for sample in samples if "energy" in sample.labels]
     if labelled:
-        counts, energies = compositions(labelled, len(species))
+        counts, energies = compositions(labelled, len(species)), total_energies(labelled)
         shifts = reference_energies(counts, energies)
         found["energy_shifts"] = dict(zip(species, shifts.tolist(), strict=True))
         scale = float(np.std((energies - counts @ shifts) / counts.sum(axis=1).clip(1)))

@@ -29,6 +29,17 @@ GOOD = {"model": {"kind": "nequip-lr"}, "data": {"train": "a.xyz", "validation":
         ("training.schedule=linear", "training.schedule"),
         ("data.train=[]", "data.train"),
         ("extra=1", "extra"),
+        ("training.learning_rate=true", "training.learning_rate"),
+        ("training.learning_rate=.inf", "training.learning_rate"),
+        ("training.batch_size=true", "training.batch_size"),
+        ("training.batch_size=99999999999999999999", "training.batch_size"),
+        ("training.max_time=12:30", "training.max_time"),
+        ("training.seed={a: 1, a: 2}", "training.seed"),
+        ("loss.energy=.nan", "loss.energy"),
+        ("model.r_max=true", "model.r_max"),
+        ("model.energy_shifts={H: true}", "model.energy_shifts"),
+        ("data=", "data"),
+        ("model=", "model"),
     ],
 )
 def test_an_error_names_the_key(override, key):
@@ -36,6 +47,37 @@ def test_an_error_names_the_key(override, key):
         read_config(GOOD, [override])
     assert key in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_override_is_given_once():
+    with pytest.raises(ConfigError, match=r"training\.seed: is given by two"):
+        read_config(GOOD, ["training.seed=1", "training.seed=2"])
+
+
+def test_empty_sections_are_defaults_and_the_caller_keeps_his_dictionary():
+    data = {**GOOD, "loss": None, "training": None, "model": {"kind": "nequip", "energy_shifts": {"H": 1.0}}}
+    config = read_config(data, ["training.seed=3", "model.energy_shifts.H=2"])
+    assert config.training.seed == 3 and config.loss.energy == 1.0
+    assert data["training"] is None and data["model"]["energy_shifts"] == {"H": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "text", "1: 2"])
+def test_what_is_no_configuration(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="sections model, data, loss and training"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_times_and_species_in_files(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "model: {kind: nequip, species: [N, O, No, Y]}\ndata: {train: a.xyz, validation: b.xyz}\n"
+        "training: {max_time: 12:00:00, learning_rate: 1e-3, radial_tables: no}\n"
+    )
+    config = read_config(tmp_path / "config.yaml")
+    assert config.model["species"] == ["N", "O", "No", "Y"]
+    assert (config.training.max_time, config.training.learning_rate) == (43200.0, 1e-3)
+    assert config.training.radial_tables is False
+    assert read_config(config.model_dump()) == config  # a run writes what it reads
 
 
 def test_missing_section():

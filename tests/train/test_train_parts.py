@@ -1,9 +1,11 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_toy import MODEL, frames, teacher
@@ -13,7 +15,12 @@ from fastlr.models.derivatives import evaluate
 from fastlr.train.config import LossConfig, TrainingConfig
 from fastlr.train.data import Frame, _labels, batch_order, collate, make_samples
 from fastlr.train.loss import loss_terms, penalty, residuals, total_loss
-from fastlr.train.references import electronegativity_shifts, reference_energies
+from fastlr.train.references import (
+    electronegativity_shifts,
+    energy_shifts,
+    reference_energies,
+    representative,
+)
 from fastlr.train.schedule import Schedule
 
 CONFIG = parse_config({**MODEL, "species": ["H", "O"], "dtype": "float64"})
@@ -40,10 +47,54 @@ def test_reference_energies_of_collinear_compositions():
     np.testing.assert_allclose(found, [-152.0, -152.0], rtol=1e-6)  # nothing tells H from O: the mean for each
 
 
+def noisy_compositions(frames=40):
+    """(F, S) counts of H and O in equal parts of many frames, and of U, one atom of a hundred in one of them; (F,)
+    energies that no references give."""
+    rng = np.random.default_rng(0)
+    water = rng.integers(1, 20, frames)
+    counts = np.stack([2.0 * water, 1.0 * water, np.zeros(frames)], axis=1)
+    counts[3] = [66.0, 33.0, 1.0]
+    return counts, rng.normal(0.0, 0.1, frames)
+
+
+def test_constants_an_atom_change_nothing_else():
+    counts, noise = noisy_compositions()
+    constants = np.array([-13.6, -2041.0, -761000.0])  # all electrons
+    left = noise - counts @ reference_energies(counts, noise)
+    energies = noise + counts @ constants
+    np.testing.assert_allclose(energies - counts @ reference_energies(counts, energies), left, atol=1e-8)
+    assert abs(left[3]) < 1e-9  # one frame has the element, which its reference gives
+    exact = counts @ constants
+    np.testing.assert_allclose(counts @ reference_energies(counts, exact), exact, rtol=1e-13)
+
+
+def test_references_of_rare_elements_are_those_of_all_structures():
+    """The untrained model is evaluated on some structures only, which must have all elements."""
+    made = samples(8)
+    config = CONFIG.model_copy(update={"species": ["H", "O", "He"]})
+    atoms = Atoms("He", positions=[[0.0, 0.0, 0.0]])
+    rare = make_samples([Frame(atoms, {"energy": np.array(-79.0)}, "rare")], config)
+    constants = {"H": -100.0, "O": -2000.0, "He": 5000.0}
+    shifted = [
+        replace(
+            sample,
+            labels={
+                "energy": sample.labels["energy"]
+                + sum(constants[config.species[k]] for k in sample.graph.species.tolist())
+            },
+        )
+        for sample in (*made, *rare)
+    ]
+    some = representative([*made[:5], *rare, *made[5:]], 3, most=2)
+    assert any(sample is rare[0] for sample in some) and len(some) <= 5
+    before = energy_shifts([*made[:5], *rare, *made[5:]], config, seed=0, most=2)
+    after = energy_shifts([*shifted[:5], shifted[-1], *shifted[5:-1]], config, seed=0, most=2)
+    for symbol, constant in constants.items():
+        assert after[symbol] - before[symbol] == pytest.approx(constant, abs=1e-8)
+
+
 def test_reference_electronegativities_give_the_charges():
     """With a constant chi a species, as in the teacher before its network speaks, the shifts are found exactly."""
-    from dataclasses import replace
-
     model = teacher().model
     made = samples(6)
     chi = torch.tensor([0.0, 6.0], dtype=torch.float64)

@@ -1,11 +1,15 @@
 import csv
 import json
+import signal
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_toy import write_run
@@ -17,6 +21,8 @@ from fastlr.train import train
 from fastlr.train.data import make_samples, read_frames
 from fastlr.train.history import read_rows
 from fastlr.train.module import TrainingModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*charged structures have dipoles")
 
 
 def rows(output):
@@ -99,7 +105,8 @@ def test_ctrl_c_leaves_a_run_that_resumes(finished, tmp_path, monkeypatch):
     original = TrainingModule.on_train_batch_end
 
     def interrupt(self, *args):
-        self.stop.requested = self.current_epoch == 1
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
         original(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"after 1 whole epochs.*--resume"):
@@ -172,3 +179,38 @@ def test_going_on_from_a_model(finished, tmp_path):
         torch.testing.assert_close(after[1][name], value, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match=r"model\.r_max: is 2\.5, but the model in training\.start_from"):
         train(config, tmp_path / "other", overrides=[*slow, "model.r_max=2.5"])
+
+
+def test_constants_an_atom_do_not_change_what_is_learnt(tmp_path):
+    """All-electron energies are of 1e5 eV; what is learnt are meV."""
+    config = write_run(tmp_path, train=8, max_epochs=2)
+    constants = {"H": -13.6, "O": -2041.0e2}
+    train(config, tmp_path / "plain")
+    for name in ("train", "validation", "test"):
+        path = tmp_path / f"{name}.extxyz"
+        frames = ase.io.read(path, ":")
+        for atoms in frames:
+            atoms.calc.results["energy"] += sum(constants[symbol] for symbol in atoms.symbols)
+        ase.io.write(path, frames)
+    train(config, tmp_path / "shifted")
+    for plain, shifted in zip(rows(tmp_path / "plain"), rows(tmp_path / "shifted"), strict=True):
+        for key, value in plain.items():
+            assert float(shifted[key] or 0) == pytest.approx(float(value or 0), rel=1e-4), key
+    errors = [json.loads((tmp_path / run / "summary.json").read_text())["errors"] for run in ("plain", "shifted")]
+    overall = [e["test"]["overall"]["energy"]["rmse"] for e in errors]
+    assert overall[1] == pytest.approx(overall[0], rel=1e-4)
+
+
+def test_atoms_alone_and_batches_larger_than_the_data(tmp_path):
+    config = write_run(tmp_path, train=2, max_epochs=1, batch_size=100)
+    alone = []
+    for symbol, charge in (("H", 1), ("O", 0), ("H", 0)):
+        atoms = Atoms(symbol, info={"charge": charge})
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=-1.0, forces=np.zeros((1, 3)), charges=np.full(1, float(charge))
+        )
+        alone.append(atoms)
+    ase.io.write(tmp_path / "train.extxyz", alone)
+    config["loss"] = {"energy": 1.0, "forces": 1.0, "charges": 1.0}
+    train(config, tmp_path / "out")
+    assert np.isfinite(read_rows(tmp_path / "out" / "metrics.csv")[0]["train_loss"])
