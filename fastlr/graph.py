@@ -30,6 +30,8 @@ from .kernels.ewald.tables import CoulombTables, coulomb_tables
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
 MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
+FAR = 8  # cells from the cell that are far
+COARSE = 1e-6  # Å; the last digit of a position is smaller
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Graph:
         coulomb: tables of the Coulomb sum, or None.
         conditions: what acts on the charges besides their sum, or None.
         memory: solutions of earlier steps, where this is one of many of the same atoms; it learns those of this one.
+        listed_at: (N, 3) positions for which the edges were found, where atoms have moved since; by these they are put
+            in an order, so that sums are the same to the last bit whenever that is done.
     """
 
     positions: Tensor
@@ -79,6 +83,7 @@ class Graph:
     coulomb: CoulombTables | None = None
     conditions: Conditions | None = None
     memory: Memory | None = None
+    listed_at: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -336,6 +341,10 @@ def _single(
         raise InputError(f"{name}: the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
     pbc = np.asarray(atoms.pbc, dtype=bool)
     cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
+    _require_digits(positions, name)
+    cells = whole_cells(atoms)
+    if cells is not None:
+        positions = positions - cells
 
     edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max + skin, name)
     pairs = None
@@ -368,6 +377,29 @@ def _single(
         coulomb=pairs,
         conditions=conditions,
     )
+
+
+def whole_cells(atoms: Atoms) -> np.ndarray | None:
+    """(n, 3) Å: whole numbers of periodic cells by which each atom lies outside the cell; None where none lies far.
+
+    Taken off the positions, they change nothing but what float32 and small integers can hold.
+    """
+    if not atoms.pbc.any():
+        return None
+    cell = complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))
+    cells = np.floor(np.linalg.solve(cell.T, atoms.positions.T).T) * atoms.pbc
+    return cells @ cell if np.abs(cells).max(initial=0.0) > FAR else None
+
+
+def _require_digits(positions: np.ndarray, name) -> None:
+    """Raises InputError for positions so large that their last digit is coarse."""
+    far = np.abs(positions).max(initial=0.0)
+    if np.spacing(far) > COARSE:
+        k = int(np.abs(positions).max(axis=1).argmax())
+        raise InputError(
+            f"{name}: atom {k} lies {far:.3g} Å from the origin, where positions are {np.spacing(far):.1g} Å apart; "
+            "move the structure nearer to it"
+        )
 
 
 @cache

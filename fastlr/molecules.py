@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 
 from fastlr.conditions import ARRAYS, INFO
-from fastlr.graph import MIN_DISTANCE, SMALL, CoulombSettings, Graph, species_table, stated_charge
+from fastlr.graph import COARSE, MIN_DISTANCE, SMALL, CoulombSettings, Graph, species_table, stated_charge
 from fastlr.kernels.ewald.tables import molecule_tables
 
 TOGETHER = 256  # molecules; their distances are then some MB
@@ -55,7 +55,7 @@ def molecules_graph(
     sizes = np.array([len(atoms) for atoms in molecules])
     positions = np.concatenate([atoms.positions for atoms in molecules])
     kinds = species_table(tuple(species))[np.concatenate([atoms.numbers for atoms in molecules])]
-    if (kinds < 0).any() or not np.isfinite(positions).all():
+    if (kinds < 0).any() or not (np.spacing(np.abs(positions)) <= COARSE).all():  # nor if that is not finite
         return None
     total = [stated_charge(*pair, start + k) or 0.0 for k, pair in enumerate(zip(molecules, charges, strict=True))]
     n, ptr = len(positions), np.concatenate([[0], sizes.cumsum()])

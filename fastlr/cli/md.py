@@ -84,6 +84,7 @@ def md(
             checkpoint_seconds=checkpoint_every,
             on_step=_Speedometer(show, timestep),
             should_stop=stop,
+            on_note=lambda note: print(f"note: {note}", file=sys.stderr),
         )
     _print_report(report, settings, MDFiles(output))
     if stop() and report.last_step < steps:
