@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from math import isfinite
-from numbers import Real
 
 import numpy as np
 import torch
@@ -22,10 +20,11 @@ from ase.geometry import complete_cell
 from torch import Tensor
 
 from .conditions import ARRAYS, INFO, Conditions, conditions_of
-from .errors import InputError
+from .errors import InputError, StructureName
 from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
+from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
@@ -159,7 +158,8 @@ class Graph:
             species: chemical symbols that the model knows; their order gives the indices in ``Graph.species``.
             r_max: cutoff of the edges, Å.
             coulomb: settings of the Coulomb sum; None for a model without one.
-            charge: total charge in e, for all or for each. ``atoms.info["charge"]`` wins; the default is 0.
+            charge: total charge in e, for all or for each; the default is 0. What a structure states wins, see
+                ``total_charge.stated_charge``.
 
         Raises:
             InputError: unknown element, non-finite position or cell, zero volume, overlapping atoms, a charge that
@@ -257,61 +257,6 @@ class Graph:
         )
 
 
-def each_charge(charge: float | Sequence[float] | None, count: int) -> list[float | None]:
-    """A default charge for each structure, of one for all or one for each.
-
-    Raises:
-        InputError: there are more or fewer.
-    """
-    if charge is None or np.ndim(charge) == 0:
-        return [charge] * count
-    if len(charge) != count:
-        raise InputError(f"{count} structures but {len(charge)} charges were given")
-    return list(charge)
-
-
-def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
-    """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
-    of its fragments, if these are given (see ``conditions.conditions_of``)."""
-    return conditions_of(atoms, StructureName(atoms, index), stated_charge(atoms, default, index))[1]
-
-
-def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
-    """``atoms.info["charge"]``, else ``default``; None if both are.
-
-    Raises:
-        InputError: it is no finite number, or larger than the number of electrons could be.
-    """
-    value = atoms.info.get("charge")
-    value = default if value is None else value
-    if value is None:
-        return None
-    if isinstance(value, (np.ndarray, torch.Tensor)) and np.prod(value.shape) == 1:
-        value = value.item()
-    try:
-        usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
-        usable = False
-    if not usable:
-        raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r}")
-    if abs(value) > max(1, len(atoms)) and abs(value) > (electrons := max(1, int(atoms.numbers.sum()))):
-        raise InputError(
-            f"{StructureName(atoms, index)}: a charge of {value:g} e is more than its neutral atoms have electrons, "
-            f"which are {electrons}; the charge is in e, and of the whole structure"
-        )
-    return float(value)
-
-
-class StructureName:
-    """What errors call a structure; put together only if there is one."""
-
-    def __init__(self, atoms: Atoms, index: int):
-        self.atoms, self.index = atoms, index
-
-    def __str__(self) -> str:
-        return f"structure {self.index} ({self.atoms.get_chemical_formula() or 'no atoms'})"
-
-
 def _single(
     atoms: Atoms,
     charge: float | None,
@@ -324,6 +269,8 @@ def _single(
     """One structure as a batch of one, its input checked."""
     name = StructureName(atoms, index)
     conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
+    if coulomb is None:
+        warn_of_unused_charge(charge, atoms, index)
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
         raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")

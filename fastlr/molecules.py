@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from fastlr.conditions import ARRAYS, INFO
-from fastlr.graph import COARSE, MIN_DISTANCE, SMALL, CoulombSettings, Graph, species_table, stated_charge
+from fastlr.conditions import mentions_conditions
+from fastlr.graph import COARSE, MIN_DISTANCE, SMALL, CoulombSettings, Graph, species_table
 from fastlr.kernels.ewald.tables import molecule_tables
+from fastlr.total_charge import stated_charge, warn_of_unused_charge
 
 TOGETHER = 256  # molecules; their distances are then some MB
 
@@ -28,8 +29,7 @@ def runs(structures: Sequence[Atoms]) -> Iterator[range]:
 
 
 def _is_small(atoms: Atoms) -> bool:
-    stated = any(key in atoms.arrays for key in ARRAYS) or any(key in atoms.info for key in INFO)
-    return 0 < len(atoms) <= SMALL and not atoms.pbc.any() and not stated
+    return 0 < len(atoms) <= SMALL and not atoms.pbc.any() and not mentions_conditions(atoms)
 
 
 def molecules_graph(
@@ -58,6 +58,9 @@ def molecules_graph(
     if (kinds < 0).any() or not (np.spacing(np.abs(positions)) <= COARSE).all():  # nor if that is not finite
         return None
     total = [stated_charge(*pair, start + k) or 0.0 for k, pair in enumerate(zip(molecules, charges, strict=True))]
+    if coulomb is None and any(total):
+        first = next(k for k, charge in enumerate(total) if charge)
+        warn_of_unused_charge(total[first], molecules[first], start + first)
     n, ptr = len(positions), np.concatenate([[0], sizes.cumsum()])
     batch = np.repeat(np.arange(len(sizes)), sizes)
     # all pairs of each molecule, an atom with itself too: row i has the atoms of its molecule

@@ -22,7 +22,7 @@ from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_lar
 from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .engine.precision import Precision
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
-from .graph import CoulombSettings, Graph, each_charge
+from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
 from .memory import Counts, MemoryModel, available_bytes
@@ -32,6 +32,7 @@ from .models.pieces import Pieces
 from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
+from .total_charge import each_charge
 
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
 

@@ -10,9 +10,11 @@ import torch
 from ase import Atoms
 
 from fastlr.conditions import conditions_of
-from fastlr.graph import Graph, StructureName, stated_charge, whole_cells
+from fastlr.errors import StructureName
+from fastlr.graph import Graph, whole_cells
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction
+from fastlr.total_charge import stated_charge
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
 

@@ -16,8 +16,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from fastlr.conditions import ARRAYS, INFO
 from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
-from fastlr.graph import total_charge
 from fastlr.potential import Potential, Prediction, load
+from fastlr.total_charge import total_charge
 
 _OWN = ("_lock", "_operations", "_tensors", "steps", "_evaluated")  # of a calculator, not for its copies
 

@@ -12,10 +12,10 @@ from ase import Atoms
 import fastlr
 from fastlr.checks.stored import fingerprint
 from fastlr.conditions import Conditions, conditions_of
-from fastlr.errors import InputError
-from fastlr.graph import StructureName, stated_charge
+from fastlr.errors import InputError, StructureName
 from fastlr.kernels import cores
 from fastlr.potential import Potential
+from fastlr.total_charge import stated_charge
 
 START = ("positions", "momenta")  # where a run was when it started, which it is no more
 
