@@ -24,6 +24,7 @@ from .errors import InputError, StructureName
 from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
+from .kernels.neighbours import without_gaps
 from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
@@ -387,7 +388,8 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     if n <= SMALL and not pbc.any():
         return _all_pairs(positions, r_max, name)
     neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=False)
-    first, second, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
+    near = without_gaps(positions, cell, pbc, r_max)
+    first, second, shift, distance = neighbours.compute(near, cell, pbc, quantities="ijSd")
     if len(distance) and distance.min() < MIN_DISTANCE:
         k = int(distance.argmin())
         raise _overlap(name, first[k], second[k], distance[k])

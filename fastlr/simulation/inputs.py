@@ -105,7 +105,7 @@ def _difference(name: str, before: np.ndarray | None, now: np.ndarray) -> str:
     """In words: "timestep 0.5, not 1.0"."""
     if before is None:
         return f"no {name}"
-    if before.shape != now.shape:
+    if before.shape != now.shape or name == "constraints":
         return f"other {name}"
     if not before.ndim:
         return f"{name} {before.item()}, not {now.item()}"

@@ -3,7 +3,7 @@
 import numpy as np
 from ase import Atoms, constraints, units
 
-from fastlr.errors import InputError
+from fastlr.errors import InputError, StructureName
 
 # Those under which ASE's integrators keep the energy, to second order in the time step
 HONOURED = (
@@ -26,7 +26,7 @@ def require_movable(atoms: Atoms) -> None:
     Raises:
         InputError: there are no atoms, a number is not finite, a mass not positive, or a constraint not honoured.
     """
-    name = f"structure ({atoms.get_chemical_formula() or 'no atoms'})"
+    name = StructureName(atoms, 0)
     if not len(atoms):
         raise InputError(f"{name}: there is nothing to move")
     masses = atoms.get_masses()
@@ -48,7 +48,7 @@ def require_movable(atoms: Atoms) -> None:
             constraint.bondlengths = constraint.initialize_bond_lengths(atoms)
 
 
-def require_finite_velocities(atoms: Atoms, name: str) -> None:
+def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
     """Raises InputError that names the atom, by whose velocity the one of a run would become what it is."""
     if not atoms.has("momenta"):
         return
