@@ -8,8 +8,8 @@ WIDE = 20.0  # cutoffs; a structure no wider than that is left as it is
 def without_gaps(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> np.ndarray:
     """(n, 3) positions with the same pairs within the cutoff, and the same vectors between them.
 
-    Along directions that are not periodic, groups of atoms that lie more than the cutoff apart are moved together. A list
-    that puts atoms into boxes takes time and memory for empty ones, too, and fails where an atom has flown away.
+    Along directions that are not periodic, groups of atoms that lie more than the cutoff apart are moved together. What
+    puts atoms into boxes takes time and memory for empty ones, too, and fails where an atom has flown away.
 
     Args:
         cell: (3, 3) Å; the rows of directions that are not periodic are unit vectors, normal to all others.

@@ -1,8 +1,7 @@
 """Molecular dynamics that survives interruption: ASE integrates, this keeps the books."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -29,6 +28,7 @@ from .start import (
     keeps_centre,
     require_finite_velocities,
     require_movable,
+    satisfied_constraints,
     temperature,
 )
 from .structures import check_output, extxyz, with_results
@@ -299,7 +299,7 @@ class _Run:
         found = calculator.results, calculator.found_charge
         calculator.before = before[0]
         try:
-            with _satisfied_constraints():
+            with satisfied_constraints():
                 self.dynamics.step()
             require_finite_velocities(atoms, "after it")
             status = self._status(1)
@@ -387,17 +387,6 @@ class _Watch(FastlrCalculator):
             if not moved <= FARTHEST:  # nor if it is NaN
                 raise InputError("the forces have flung atoms away")
         super().calculate(atoms, properties, system_changes)
-
-
-@contextmanager
-def _satisfied_constraints() -> Iterator[None]:
-    """Have what ASE says of constraints that it cannot satisfy be an error to act on."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error) != "Did not converge":
-            raise
-        raise InputError("the constraints of bond lengths could not be satisfied") from error
 
 
 def _integrator(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> VelocityVerlet | Langevin:

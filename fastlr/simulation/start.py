@@ -1,5 +1,8 @@
 """Where a run starts: a structure that can be moved, its velocities, and the temperature that they mean."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from ase import Atoms, constraints, units
 
@@ -59,6 +62,17 @@ def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
         raise InputError(
             f"{name}: the velocity of atom {k} ({atoms.symbols[k]}) is not finite: {velocities[k].tolist()}"
         )
+
+
+@contextmanager
+def satisfied_constraints() -> Iterator[None]:
+    """Have what ASE says of constraints that it cannot satisfy be an error to act on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Did not converge":
+            raise
+        raise InputError("the constraints of bond lengths could not be satisfied") from error
 
 
 def draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator, at_rest: bool) -> None:
