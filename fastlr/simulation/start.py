@@ -19,6 +19,7 @@ HONOURED = (
     constraints.FixLinearTriatomic,
     constraints.Hookean,
 )
+SATISFIED = 1e-3  # Å, by which positions of files are rounded at most
 # ... and of these, those that leave the momentum of the centre of mass alone
 _INTERNAL = (constraints.FixBondLengths, constraints.FixLinearTriatomic)
 
@@ -49,6 +50,21 @@ def require_movable(atoms: Atoms) -> None:
             constraint.initialize(atoms)
         elif getattr(constraint, "bondlengths", 0) is None:
             constraint.bondlengths = constraint.initialize_bond_lengths(atoms)
+        _require_satisfied(constraint, atoms, name)
+
+
+def _require_satisfied(constraint, atoms: Atoms, name: StructureName) -> None:
+    """Raises InputError where a constraint would move atoms in the first step, whatever the forces are."""
+    held = atoms.positions.copy()
+    with satisfied_constraints():
+        constraint.adjust_positions(atoms, held)
+    away = np.linalg.norm(held - atoms.positions, axis=1)
+    k = int(away.argmax())
+    if not away[k] < SATISFIED:
+        raise InputError(
+            f"{name}: does not satisfy the constraint {type(constraint).__name__}: atom {k} is {away[k]:.2g} Å from "
+            "where that holds it; put it there"
+        )
 
 
 def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
