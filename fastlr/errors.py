@@ -32,4 +32,8 @@ class StructureName:
         self.atoms, self.index = atoms, index
 
     def __str__(self) -> str:
-        return f"structure {self.index} ({self.atoms.get_chemical_formula() or 'no atoms'})"
+        try:
+            formula = self.atoms.get_chemical_formula() or "no atoms"
+        except (IndexError, TypeError, ValueError):  # of what are no atomic numbers
+            formula = f"{len(self.atoms)} atoms"
+        return f"structure {self.index} ({formula})"

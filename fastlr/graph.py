@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 
 import numpy as np
 import torch
 import vesin
 from ase import Atoms
-from ase.data import chemical_symbols
-from ase.geometry import complete_cell
 from torch import Tensor
 
 from .conditions import ARRAYS, INFO, Conditions, conditions_of
@@ -25,13 +22,13 @@ from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
 from .kernels.neighbours import without_gaps
+from .standard_settings import standard_settings
+from .structure_checks import as_structures, known_species, usable_cell, usable_positions
 from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
-MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
 FAR = 8  # cells from the cell that are far
-COARSE = 1e-6  # Å; the last digit of a position is smaller
 
 
 @dataclass(frozen=True)
@@ -145,6 +142,7 @@ class Graph:
         return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
 
     @staticmethod
+    @standard_settings()
     def from_atoms(
         atoms: Atoms | Sequence[Atoms],
         species: Sequence[str],
@@ -167,7 +165,7 @@ class Graph:
                 is not a number, or a periodicity that the Coulomb sum does not serve. The message names the
                 structure and the atoms.
         """
-        structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        structures = [atoms] if isinstance(atoms, Atoms) else as_structures(atoms)
         charges = each_charge(charge, len(structures))
         return Graph.batch_of(
             [
@@ -177,6 +175,7 @@ class Graph:
         )
 
     @staticmethod
+    @standard_settings()
     def single(
         atoms: Atoms,
         species: Sequence[str],
@@ -191,7 +190,7 @@ class Graph:
         With a ``skin`` (Å), edges and Coulomb tables reach that much farther, so that they hold until an atom has moved
         by half of it.
         """
-        return _single(atoms, charge, index, species, r_max, coulomb, skin)
+        return _single(as_structures([atoms])[0], charge, index, species, r_max, coulomb, skin)
 
     @property
     def num_bytes(self) -> int:
@@ -275,22 +274,11 @@ def _single(
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
         raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
-    kinds = species_table(tuple(species))[atoms.numbers]
-    if (kinds < 0).any():
-        unknown = sorted({atoms.symbols[k] for k in np.flatnonzero(kinds < 0)})
-        atom = next(k for k, symbol in enumerate(atoms.symbols) if symbol == unknown[0])
-        raise InputError(
-            f"{name}: element {unknown[0]} (atom {atom}) is unknown to this model, which knows {', '.join(species)}"
-        )
-
-    positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
-    if not np.isfinite(positions).all():
-        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-        raise InputError(f"{name}: the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
+    kinds = known_species(atoms, species, name)
+    positions = usable_positions(atoms, name)
     pbc = np.asarray(atoms.pbc, dtype=bool)
-    cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
-    _require_digits(positions, name)
-    cells = whole_cells(atoms)
+    cell = usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
+    cells = whole_cells(positions, cell, pbc)
     if cells is not None:
         positions = positions - cells
 
@@ -312,7 +300,7 @@ def _single(
     n = len(positions)
     return Graph(
         positions=torch.from_numpy(positions.copy()),
-        species=torch.from_numpy(kinds.astype(np.int64)),
+        species=torch.from_numpy(kinds),
         batch=torch.zeros(n, dtype=torch.int64),
         node_ptr=torch.tensor([0, n]),
         cell=torch.from_numpy(cell)[None],
@@ -327,56 +315,15 @@ def _single(
     )
 
 
-def whole_cells(atoms: Atoms) -> np.ndarray | None:
+def whole_cells(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray | None:
     """(n, 3) Å: whole numbers of periodic cells by which each atom lies outside the cell; None where none lies far.
 
     Taken off the positions, they change nothing but what float32 and small integers can hold.
     """
-    if not atoms.pbc.any():
-        return None
-    cell = complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))
-    cells = np.floor(np.linalg.solve(cell.T, atoms.positions.T).T) * atoms.pbc
-    return cells @ cell if np.abs(cells).max(initial=0.0) > FAR else None
-
-
-def _require_digits(positions: np.ndarray, name) -> None:
-    """Raises InputError for positions so large that their last digit is coarse."""
-    far = np.abs(positions).max(initial=0.0)
-    if np.spacing(far) > COARSE:
-        k = int(np.abs(positions).max(axis=1).argmax())
-        raise InputError(
-            f"{name}: atom {k} lies {far:.3g} Å from the origin, where positions are {np.spacing(far):.1g} Å apart; "
-            "move the structure nearer to it"
-        )
-
-
-@cache
-def species_table(species: tuple[str, ...]) -> np.ndarray:
-    """Atomic number -> index into ``species``, or -1."""
-    table = np.full(len(chemical_symbols), -1, np.int64)
-    for k, symbol in enumerate(species):
-        table[chemical_symbols.index(symbol)] = k
-    return table
-
-
-def _usable_cell(cell: np.ndarray, pbc: np.ndarray, name: str) -> np.ndarray:
-    """The cell, checked, with a unit vector for each missing direction that is not periodic."""
     if not pbc.any():
-        return np.eye(3)
-    if not np.isfinite(cell).all():
-        raise InputError(f"{name}: the cell is not finite: {cell.tolist()}")
-    for axis in np.flatnonzero(pbc):
-        if np.linalg.norm(cell[axis]) < MIN_HEIGHT:
-            raise InputError(
-                f"{name}: periodic along axis {axis}, but cell vector {axis} is zero; set a cell or pbc=False"
-            )
-    # what stands in a direction that is not periodic means nothing: put an independent unit vector there
-    cell = np.array(complete_cell(np.where(pbc[:, None], cell, 0.0)))
-    volume = abs(np.linalg.det(cell))
-    heights = volume / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1).clip(min=1e-300)
-    if not (volume > 0 and (heights[pbc] > MIN_HEIGHT).all()):
-        raise InputError(f"{name}: the cell has (almost) no volume: {cell.tolist()}")
-    return cell
+        return None
+    cells = np.floor(np.linalg.solve(cell.T, positions.T).T) * pbc
+    return cells @ cell if np.abs(cells).max(initial=0.0) > FAR else None
 
 
 def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float, name: str = "structure"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from .models.pieces import Pieces
 from .models.tables import find_size, interpolate_networks, without_tables
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
+from .standard_settings import each_with_standard_settings, standard_settings
+from .structure_checks import as_structures
 from .total_charge import each_charge
 
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
@@ -80,6 +82,7 @@ class Prediction:
     charge_solution: Report | None = None
 
 
+@standard_settings()
 def load(
     model: str | Path,
     *,
@@ -125,6 +128,7 @@ class Potential:
         name: what reports call it.
     """
 
+    @standard_settings()
     def __init__(
         self,
         model: torch.nn.Module,
@@ -142,6 +146,7 @@ class Potential:
         self.config: ModelConfig = model.config
         self.use(backend, device)
 
+    @standard_settings()
     def use(self, backend: str = "auto", device: str | None = None) -> Potential:
         """Switch backend and device; checks parity with the reference again."""
         device = _usable_device(device if device is not None else self.device)
@@ -243,6 +248,7 @@ class Potential:
         config = self.config
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
+    @standard_settings()
     def predict(
         self,
         atoms: Atoms | Sequence[Atoms],
@@ -267,13 +273,13 @@ class Potential:
         """
         if isinstance(atoms, Atoms):
             return next(self._predictions([atoms], charge, forces, False))
-        return list(self._predictions(_structures(atoms), charge, forces, progress))
+        return list(self._predictions(as_structures(atoms), charge, forces, progress))
 
     def iter_predict(
         self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
     ) -> Iterator[Prediction]:
         """As ``predict`` on a list, one prediction at a time as batches finish."""
-        return self._predictions(_structures(atoms), charge, forces, False)
+        return each_with_standard_settings(self._predictions(as_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
         charge = each_charge(charge, len(structures))
@@ -284,6 +290,7 @@ class Potential:
                     yield prediction
                     advance()
 
+    @standard_settings()
     def evaluate(
         self,
         graph: Graph,
@@ -292,7 +299,7 @@ class Potential:
         *,
         forces: bool = True,
         in_parts: bool = False,
-    ) -> Iterator[Prediction]:
+    ) -> list[Prediction]:
         """Predictions of a batch.
 
         Args:
@@ -306,8 +313,9 @@ class Potential:
             run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
             out, found = evaluate_at_potential(run, self.model.equilibration, graph)
             warn_of_large_charges(found, structures, start)
-            return _split(out, found, start, structures, graph.conditions.chemical_potential, forces)
-        return _split(self._run(graph, forces, in_parts, f"structure {start}"), graph, start, structures)
+            return list(_split(out, found, start, structures, graph.conditions.chemical_potential, forces))
+        out = self._run(graph, forces, in_parts, f"structure {start}")
+        return list(_split(out, graph, start, structures))
 
     def _run(self, graph: Graph, forces: bool = True, in_parts: bool = False, name: str = "") -> dict:
         """Results of a batch whose charges are given."""
@@ -507,25 +515,6 @@ def _split(
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
-
-
-def _structures(atoms: Iterable[Atoms]) -> list[Atoms]:
-    """A list of structures.
-
-    Raises:
-        InputError: it is something else.
-    """
-    wanted = "structures must be ASE Atoms, one or a list"
-    if isinstance(atoms, (str, Path)):
-        raise InputError(f"{wanted}, got the name of a file: give ase.io.read({str(atoms)!r}, ':')")
-    try:
-        structures = list(atoms)
-    except TypeError:
-        raise InputError(f"{wanted}, got {atoms!r:.100}") from None
-    for index, each in enumerate(structures):
-        if not isinstance(each, Atoms):
-            raise InputError(f"structure {index}: {wanted}, got {each!r:.100}")
-    return structures
 
 
 def _known(values: np.ndarray | None, count: int) -> list[bool]:

@@ -36,7 +36,9 @@ def with_initial_charges(charges, **info):
     return atoms
 
 
-@pytest.mark.parametrize("key", ["charge", "total_charge", "Total Charge", "totalCharge", "net-charge", *CHARGE_NAMES])
+@pytest.mark.parametrize(
+    "key", ["charge", "total_charge", "Total Charge", "totalCharge", "net-charge", *sorted(CHARGE_NAMES)]
+)
 def test_every_name_is_read(key):
     assert total_charge(stating(**{key: -1})) == -1.0
     assert total_charge(stating(**{key: None}), 1) == 1.0

@@ -14,6 +14,8 @@ from fastlr.errors import StructureName
 from fastlr.graph import Graph, whole_cells
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction
+from fastlr.standard_settings import standard_settings
+from fastlr.structure_checks import usable_positions
 from fastlr.total_charge import stated_charge
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
@@ -51,19 +53,21 @@ class Steps:
         """What is carried on belongs to a path: a copy begins anew."""
         return Steps, (self.potential, self.skin)
 
+    @standard_settings()
     def predict(self, atoms: Atoms, charge: float | None = None, *, forces: bool = True) -> Prediction:
         """As ``Potential.predict`` of one structure."""
         with self._lock:
             graph = self.graph(atoms, charge)
             before = self.memory.begin()
             try:
-                found = next(self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts))
+                found = self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts)[0]
             except BaseException:
                 self.memory.undo(before)
                 raise
             self.evaluations, self._before = self.evaluations + 1, before
             return found
 
+    @standard_settings()
     def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
         """The structure as the model takes it, with edges up to its cutoff or, for a plan, those of the whole list.
 
@@ -79,9 +83,8 @@ class Steps:
             if (conditions is None) != (self._list.conditions is None):
                 self._rebuild(atoms, charge)  # which also refuses what the model does not know
                 conditions = self._list.conditions
-            positions = np.array(atoms.positions, np.float64)
-            if self._cells is not None:
-                positions -= self._cells
+            positions = usable_positions(atoms, name)
+            positions = positions.copy() if self._cells is None else positions - self._cells
             graph = replace(self._list, positions=torch.from_numpy(positions), conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
         if self.potential.plan is None and self.potential.captured is None:  # which leave longer edges out themselves
@@ -104,6 +107,7 @@ class Steps:
         known = self.memory.state(self._before if repeated else None)
         return {"list_positions": self._built_for.positions, **known}
 
+    @standard_settings()
     def restore(self, atoms: Atoms, state: dict[str, np.ndarray], charge: float | None = None) -> None:
         """Go on with what ``state`` has told, for a structure like ``atoms`` (whose positions are not read)."""
         self.forget()
@@ -119,7 +123,7 @@ class Steps:
             self.memory.clear()
         graph = self.potential.single_graph(atoms, charge, skin=self.skin)
         self._in_parts = self.potential.check_memory(graph)
-        self._cells = whole_cells(atoms)
+        self._cells = whole_cells(atoms.positions, graph.cell[0].numpy(), atoms.pbc)
         self._list = replace(graph, listed_at=graph.positions)
         self._built_for = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         self._served_by = self.potential.operations
@@ -132,6 +136,8 @@ class Steps:
         if len(built) != len(atoms) or not np.array_equal(built.numbers, atoms.numbers):
             return False
         if not (np.array_equal(built.pbc, atoms.pbc) and np.array_equal(built.cell.array, atoms.cell.array)):
+            return False
+        if np.shape(atoms.positions) != built.positions.shape:
             return False
         moved = ((atoms.positions - built.positions) ** 2).sum(axis=1)
         return bool((moved < (0.5 * self.skin) ** 2).all())  # not for positions that are not finite

@@ -305,7 +305,7 @@ def test_positions_without_digits_are_refused(potential):
     for atoms in (structures.water(), structures.salt(), structures.water_cluster()):
         atoms.positions[1] += 1e13
         for given in (atoms, [atoms, structures.water()]):
-            with pytest.raises(InputError, match="atom 1 lies 1e\\+13 Å from the origin"):
+            with pytest.raises(InputError, match=r"atom 1 is at .* from the origin"):
                 potential.predict(given)
 
 
@@ -321,7 +321,7 @@ def test_an_atom_that_has_flown_away_costs_no_more(rng):
         far = potential.predict(molecule[:1]).energy
         assert potential.predict(apart).energy == pytest.approx(potential.predict(alone).energy + far, abs=1e-8)
     charged = structures.slab()
-    charged.positions[0] += 1e9 * ~charged.pbc
+    charged.positions[0] += 1e8 * ~charged.pbc
     with pytest.raises(InputError, match="along its normal"):
         Potential(small_model("lr")).predict(charged)
 
@@ -336,10 +336,11 @@ def test_threads_take_turns(iterated, monkeypatch):
         inside.append(1)
         time.sleep(1e-3)
         wrong.extend(inside[1:])
-        yield from evaluate(*arguments, **options)
+        found = evaluate(*arguments, **options)
         inside.pop()
+        return found
 
-    monkeypatch.setattr(iterated, "evaluate", lambda *args, **options: iter(list(evaluate_alone(*args, **options))))
+    monkeypatch.setattr(iterated, "evaluate", evaluate_alone)
 
     def ask(k):
         for _ in range(3):

@@ -207,9 +207,9 @@ def test_forces_of_another_kind_are_refused(potential, tmp_path, monkeypatch):
     evaluate = potential.evaluate
 
     def scaled(*arguments, **options):
-        for prediction in evaluate(*arguments, **options):
-            prediction.forces[...] *= 1.1
-            yield prediction
+        found = evaluate(*arguments, **options)
+        found[0].forces[...] *= 1.1
+        return found
 
     monkeypatch.setattr(potential, "evaluate", scaled)
     with pytest.raises(CheckpointError, match="forces of step 3 differ by"):

@@ -239,9 +239,8 @@ def test_energy_that_is_not_conserved_is_no_dynamics(run, potential, monkeypatch
     evaluate, shifts = potential.evaluate, []
 
     def drifting(*arguments, **options):
-        for prediction in evaluate(*arguments, **options):
-            shifts.append(0.7)
-            yield replace(prediction, energy=prediction.energy + sum(shifts))
+        shifts.append(0.7)
+        return [replace(found, energy=found.energy + sum(shifts)) for found in evaluate(*arguments, **options)]
 
     monkeypatch.setattr(potential, "evaluate", drifting)
     with pytest.raises(InputError, match="the total energy has changed by"):
