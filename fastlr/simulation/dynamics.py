@@ -287,7 +287,8 @@ class _Run:
                     self._checkpoint()
                     saved = perf_counter()
                 on_step(self.status)
-            self._checkpoint()
+            if self.step > first.step:
+                self._checkpoint()
         steps, evaluations = self.calculator.steps, max(self.calculator.steps.evaluations, 1)
         iterations = [steps.memory.iterations(call) / evaluations for call in range(2)]
         return MDReport(first.step, self.step, perf_counter() - began, first, self.status, steps.rebuilds, *iterations)
