@@ -12,11 +12,15 @@ def without_gaps(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutof
     puts atoms into boxes takes time and memory for empty ones, too, and fails where an atom has flown away.
 
     Args:
-        cell: (3, 3) Å; the rows of directions that are not periodic are unit vectors, normal to all others.
+        cell: (3, 3) Å; read for periodic directions only.
         pbc: (3,) bool.
         cutoff: Å.
     """
-    for direction in np.asarray(cell, float)[~np.asarray(pbc, bool)]:
+    periodic = np.asarray(cell, float)[np.asarray(pbc, bool)]
+    if len(periodic) == 3 or not len(positions) or np.ptp(positions, axis=0).max() < WIDE * cutoff:
+        return positions
+    # unit vectors normal to all periodic ones, and to each other
+    for direction in np.linalg.svd(periodic)[2][len(periodic) :] if len(periodic) else np.eye(3):
         height = positions @ direction
         if len(height) < 2 or np.ptp(height) < WIDE * cutoff:
             continue

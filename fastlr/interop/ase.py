@@ -126,8 +126,9 @@ class FastlrCalculator(Calculator):
         operations, model = self.potential.operations, self.potential.model
         if operations is not self._operations:
             # walking through a model takes longer than all else that is compared
-            self._operations, self._tensors = operations, (*model.parameters(), *model.buffers())
-        return operations, sum(tensor._version for tensor in self._tensors if not tensor.is_inference())
+            tensors = (*model.parameters(), *model.buffers())
+            self._operations, self._tensors = operations, [each for each in tensors if not each.is_inference()]
+        return operations, sum([tensor._version for tensor in self._tensors])
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """See ASE's own.

@@ -37,6 +37,8 @@ def whole(key: str, value: Any, *, least: int) -> int:
     """A whole number of at least ``least``, as Python's own; see ``number``."""
     plain = value.item() if hasattr(value, "item") and np.shape(value) == () else value
     is_whole = isinstance(plain, Integral) or (isinstance(plain, Real) and isfinite(plain) and plain == int(plain))
-    if isinstance(plain, bool) or not is_whole or plain < least:
+    if isinstance(plain, bool) or not is_whole:
         raise InputError(f"{key} must be a whole number of at least {least}, got {value!r:.80}")
+    if plain < least:
+        raise InputError(f"{key} must be at least {least}, got {value}")
     return int(plain)

@@ -69,7 +69,7 @@ def _require_satisfied(constraint, atoms: Atoms, name: StructureName) -> None:
 
 def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
     """Raises InputError that names the atom, by whose velocity the one of a run would become what it is."""
-    if not atoms.has("momenta"):
+    if np.isfinite(atoms.arrays.get("momenta", 0.0)).all():  # and masses are positive
         return
     velocities = atoms.get_velocities()
     bad = np.flatnonzero(~np.isfinite(velocities).all(axis=1))
