@@ -21,12 +21,14 @@ from .errors import InputError, StructureName
 from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
+from .kernels.neighbours import without_gaps
 from .standard_settings import standard_settings
 from .structure_checks import as_structures, known_species, usable_cell, usable_positions
 from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
+FAR = 8  # cells from the cell that are far
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Graph:
         coulomb: tables of the Coulomb sum, or None.
         conditions: what acts on the charges besides their sum, or None.
         memory: solutions of earlier steps, where this is one of many of the same atoms; it learns those of this one.
+        listed_at: (N, 3) positions for which the edges were found, where atoms have moved since; by these they are put
+            in an order, so that sums are the same to the last bit whenever that is done.
     """
 
     positions: Tensor
@@ -76,6 +80,7 @@ class Graph:
     coulomb: CoulombTables | None = None
     conditions: Conditions | None = None
     memory: Memory | None = None
+    listed_at: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -273,6 +278,9 @@ def _single(
     positions = usable_positions(atoms, name)
     pbc = np.asarray(atoms.pbc, dtype=bool)
     cell = usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
+    cells = whole_cells(positions, cell, pbc)
+    if cells is not None:
+        positions = positions - cells
 
     edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max + skin, name)
     pairs = None
@@ -307,6 +315,17 @@ def _single(
     )
 
 
+def whole_cells(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray | None:
+    """(n, 3) Å: whole numbers of periodic cells by which each atom lies outside the cell; None where none lies far.
+
+    Taken off the positions, they change nothing but what float32 and small integers can hold.
+    """
+    if not pbc.any():
+        return None
+    cells = np.floor(np.linalg.solve(cell.T, positions.T).T) * pbc
+    return cells @ cell if np.abs(cells).max(initial=0.0) > FAR else None
+
+
 def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float, name: str = "structure"):
     """Sorted edges of one structure within ``r_max``: (edge_index, edge_shift, row_ptr, reverse_edge)."""
     n = len(positions)
@@ -316,7 +335,8 @@ def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_
     if n <= SMALL and not pbc.any():
         return _all_pairs(positions, r_max, name)
     neighbours = vesin.NeighborList(cutoff=float(r_max), full_list=False)
-    first, second, shift, distance = neighbours.compute(positions, cell, pbc, quantities="ijSd")
+    near = without_gaps(positions, cell, pbc, r_max)
+    first, second, shift, distance = neighbours.compute(near, cell, pbc, quantities="ijSd")
     if len(distance) and distance.min() < MIN_DISTANCE:
         k = int(distance.argmin())
         raise _overlap(name, first[k], second[k], distance[k])

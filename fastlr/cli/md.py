@@ -56,7 +56,10 @@ def md(
 ) -> None:
     """Molecular dynamics at constant energy or temperature.
 
-    Interrupted or killed, the same command with --resume goes on as if nothing had happened.
+    Interrupted, killed or finished, the same command with --resume goes on, to the last bit as if nothing had happened.
+
+    Only --steps may differ: another structure, model or setting is refused. Where the number of threads, the backend or
+    a version has changed last bits, a note says so.
     """
     total_charge = parse_charge(charge)
     if resume and overwrite:
@@ -84,6 +87,7 @@ def md(
             checkpoint_seconds=checkpoint_every,
             on_step=_Speedometer(show, timestep),
             should_stop=stop,
+            on_note=lambda note: print(f"note: {note}", file=sys.stderr),
         )
     _print_report(report, settings, MDFiles(output))
     if stop() and report.last_step < steps:

@@ -67,7 +67,7 @@ class EdgeList:
         ptr, source, shift = graph.row_ptr, graph.edge_index[1], graph.edge_shift
         species, batch, order = graph.species, graph.batch, None
         if n > UNSORTED or large:
-            order = morton_order(graph.positions, graph.batch)
+            order = morton_order(graph.positions if graph.listed_at is None else graph.listed_at, graph.batch)
             rank = torch.empty_like(order)
             rank[order] = torch.arange(n)
             counts = (ptr[1:] - ptr[:-1])[order]

@@ -4,6 +4,7 @@ atoms.calc = FastlrCalculator("aqueous-xtb", charge=+1)
 atoms.get_potential_energy()
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastlr.conditions import ARRAYS, INFO
 from fastlr.engine.steps import Steps
+from fastlr.errors import InputError
 from fastlr.potential import Potential, Prediction, load
 from fastlr.total_charge import total_charge
+
+_OWN = ("_lock", "_operations", "_tensors", "steps", "_evaluated")  # of a calculator, not for its copies
 
 
 class FastlrCalculator(Calculator):
@@ -37,7 +41,12 @@ class FastlrCalculator(Calculator):
         charge: total charge in e of structures that do not state theirs in ``atoms.info["charge"]``; the default is 0.
         options: further arguments of ``fastlr.load`` (backend, device, dtype, memory_budget) where that is called.
 
+    Answers are kept until something that they depend on changes: atoms, cell, charge and conditions, which are compared
+    by value, ``charge``, ``potential`` and what it is served by. Changing ``results`` or an array that was returned
+    changes no later answer. Copies begin anew; several threads may share a calculator, and wait for each other.
+
     Attributes:
+        potential: may be replaced by another.
         steps: carries neighbour lists and charges from one evaluation to the next.
         prediction: all that is known of the last structure (total charge, potential, polarisation, ...), or None.
 
@@ -46,15 +55,37 @@ class FastlrCalculator(Calculator):
     """
 
     def __init__(self, potential: Potential | str | Path, charge: float | None = None, **options: Any):
-        super().__init__()
+        self.charge, self._lock = charge, threading.RLock()
         self.potential = potential if isinstance(potential, Potential) else load(potential, **options)
-        self.charge = charge
+        super().__init__()
+
+    @property
+    def potential(self) -> Potential:
+        return self._potential
+
+    @potential.setter
+    def potential(self, potential: Potential) -> None:
+        self._potential, self._operations, self.steps = potential, None, Steps(potential)
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-        if self.potential.has_charges:
+        if potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
-        self.steps = Steps(self.potential)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last structure and all answers."""
+        super().reset()
         self.prediction: Prediction | None = None
         self._evaluated: list | None = None
+        self._server = self._served_by()
+        self._answers: dict[str, Any] | None = None  # the results, where nobody changes them
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins anew, with the same potential and charge."""
+        return {key: value for key, value in vars(self).items() if key not in _OWN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
+        self.potential = state["_potential"]
 
     def total_charge(self, atoms: Atoms) -> float:
         """Total charge in e with which a structure is evaluated."""
@@ -80,20 +111,54 @@ class FastlrCalculator(Calculator):
         changes += [name for name in ("cell", "pbc") if not np.array_equal(getattr(known, name), getattr(atoms, name))]
         if self._charges_depend_on(atoms) != self._evaluated:
             changes.append("charge")
+        if self._served_by() != self._server:
+            changes.append("potential")
         return changes
 
     def _charges_depend_on(self, atoms: Atoms) -> list:
         """What the charges depend on besides positions and elements; equal lists mean equal charges."""
         stated = [_fixed(atoms.info.get(key)) for key in INFO]
-        arrays = [atoms.arrays[key].tobytes() if key in atoms.arrays else None for key in ARRAYS]
+        arrays = [_fixed(atoms.arrays.get(key)) for key in ARRAYS]
         return [self.total_charge(atoms), *stated, *arrays]
+
+    def _served_by(self) -> tuple:
+        """Changes with the backend, and whenever a weight is written to, by ``load_state_dict`` or in place."""
+        operations, model = self.potential.operations, self.potential.model
+        if operations is not self._operations:
+            # walking through a model takes longer than all else that is compared
+            tensors = (*model.parameters(), *model.buffers())
+            self._operations, self._tensors = operations, [each for each in tensors if not each.is_inference()]
+        return operations, sum([tensor._version for tensor in self._tensors])
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """See ASE's own.
+
+        Raises:
+            InputError: there are no atoms.
+        """
+        with self._lock:
+            if atoms is None and self.atoms is None:
+                raise InputError("the calculator has not been told of any atoms; give it some, or set atoms.calc")
+            known = super().get_property(name, atoms, allow_calculation)
+            if known is None:
+                return None
+            if self._answers is None:  # whatever has been done to the results in ``calculate`` is part of them
+                self._answers = {
+                    key: np.copy(value) if np.ndim(value) else value for key, value in self.results.items()
+                }
+            answer = self._answers.get(name, known)
+            return np.copy(answer) if np.ndim(answer) else answer
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         """Evaluate all properties at once."""
-        super().calculate(atoms, properties, system_changes)
-        self._evaluated = self._charges_depend_on(self.atoms)
-        self.prediction = self.steps.predict(self.atoms, self.charge)
-        self.results = ase_results(self.prediction)
+        with self._lock:
+            self.results, self._answers = {}, None
+            super().calculate(atoms, properties, system_changes)
+            if self.atoms is None:
+                raise InputError("the calculator has not been told of any atoms; give it some, or set atoms.calc")
+            self._evaluated, self._server = self._charges_depend_on(self.atoms), self._served_by()
+            self.prediction = self.steps.predict(self.atoms, self.charge)
+            self.results = ase_results(self.prediction)
 
 
 def _fixed(value: Any) -> Any:

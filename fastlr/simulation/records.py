@@ -54,42 +54,49 @@ class AppendedFile:
 
 @dataclass(frozen=True)
 class MDState:
-    """Everything that the next step of a run depends on.
+    """Everything that the next step of a run depends on, and what it is known by.
 
     Attributes:
         step: steps done.
-        numbers: (n,) atomic numbers.
         positions: (n, 3) Å.
         momenta: (n, 3) ASE units.
-        cell: (3, 3) Å.
+        energy: eV. forces: (n, 3) eV/Å. Those that the model gave at this step.
         rng: state of the random number generator.
         sizes: lengths in bytes of the trajectory and the log at this step.
-        settings: what the run was started with.
+        freedom: degrees of freedom of the velocities.
+        first_total: eV, total energy of the start.
+        inputs: what the run was started with (see ``inputs.inputs_of``).
+        circumstances: what it ran on (see ``inputs.circumstances_of``).
         carried: arrays that evaluations carry on from step to step (see ``engine.steps.Steps.state``).
     """
 
     step: int
-    numbers: np.ndarray
     positions: np.ndarray
     momenta: np.ndarray
-    cell: np.ndarray
+    energy: float
+    forces: np.ndarray
     rng: dict
     sizes: dict[str, int]
-    settings: dict
+    freedom: int
+    first_total: float
+    inputs: dict[str, np.ndarray]
+    circumstances: dict[str, str]
     carried: dict[str, np.ndarray]
 
 
-_ARRAYS = ("numbers", "positions", "momenta", "cell")
-_PLAIN = ("step", "rng", "sizes", "settings")
-_CARRIED = "carried_"  # before the names of these arrays
+_FORMAT = 2  # of checkpoints; the first did not record what a run was started with
+_ARRAYS = ("positions", "momenta", "forces")
+_PLAIN = ("step", "energy", "rng", "sizes", "freedom", "first_total", "circumstances")
+_NAMED = ("inputs", "carried")  # dictionaries of arrays, whose names follow these
 
 
 def save_state(path: Path, state: MDState) -> None:
     """Write a checkpoint; the one before is replaced only when the new one is safely on the disk."""
     content = BytesIO()
-    plain = json.dumps({name: getattr(state, name) for name in _PLAIN})
+    plain = json.dumps({"format": _FORMAT, **{name: getattr(state, name) for name in _PLAIN}})
     arrays = {name: getattr(state, name) for name in _ARRAYS}
-    arrays |= {_CARRIED + name: value for name, value in state.carried.items()}
+    for kind in _NAMED:
+        arrays |= {f"{kind}_{name}": value for name, value in getattr(state, kind).items()}
     np.savez(content, plain=np.array(plain), **arrays)
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content.getvalue())
@@ -101,16 +108,21 @@ def load_state(path: Path) -> MDState:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: it does not exist or is not a sound checkpoint.
+        CheckpointError: it does not exist, is not a sound checkpoint, or of another version.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
             plain = json.loads(content["plain"].item())
+            if plain.get("format") != _FORMAT:
+                raise CheckpointError(f"{path}: was written by another version of fastlr; start over with overwrite")
             arrays = {name: content[name] for name in _ARRAYS}
-            names = [name for name in content.files if name.startswith(_CARRIED)]
-            carried = {name.removeprefix(_CARRIED): content[name] for name in names}
-            return MDState(**arrays, **{name: plain[name] for name in _PLAIN}, carried=carried)
+            for kind in _NAMED:
+                names = [name for name in content.files if name.startswith(f"{kind}_")]
+                arrays[kind] = {name.removeprefix(f"{kind}_"): content[name] for name in names}
+            return MDState(**arrays, **{name: plain[name] for name in _PLAIN})
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+        raise CheckpointError(f"{path}: no such checkpoint; start over with overwrite") from None
+    except CheckpointError:
+        raise
+    except (OSError, BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise CheckpointError(f"{path}: not a sound checkpoint of a run ({error})") from None

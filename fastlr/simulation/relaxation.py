@@ -2,18 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, constraints
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
-from fastlr.errors import FastlrError, InputError
+from fastlr.errors import FastlrError, InputError, StructureName
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 
+from .arguments import number, whole
+from .start import satisfied_constraints
+
 OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
+# Constraints that neither add to the energy nor hold lengths; fixed atoms go along with the cell
+IN_CELLS = tuple(
+    getattr(constraints, name)
+    for name in ("FixAtoms", "FixCartesian", "FixScaled", "FixedPlane", "FixedLine", "FixCom", "FixSymmetry")
+)
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,33 @@ def relax(
         should_stop: asked after every step; on True it returns early.
 
     Raises:
-        InputError: the structure cannot be used, or ``cell`` without periodicity in three directions.
+        InputError: the structure or an argument cannot be used, or ``cell`` without periodicity in three directions.
         NonFiniteError: an energy or force is not finite.
     """
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got '{optimizer}'")
-    if not (isfinite(fmax) and fmax > 0):
-        raise InputError(f"fmax must be a positive number of eV/Å, got {fmax}")
+    fmax, steps = number("fmax", fmax, above=0.0, unit="eV/Å"), whole("steps", steps, least=0)
+    if not (isinstance(optimizer, str) and optimizer in OPTIMIZERS):
+        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r:.80}")
+    if not len(atoms):
+        raise InputError(f"{StructureName(atoms, 0)}: there is nothing to move")
     if cell and not atoms.pbc.all():
         raise InputError(
             f"relaxing the cell needs one that is periodic in three directions; {atoms.get_chemical_formula()} is "
             f"periodic in {int(atoms.pbc.sum())}"
         )
+    for constraint in atoms.constraints if cell else ():
+        if type(constraint) not in IN_CELLS:
+            raise InputError(
+                f"{StructureName(atoms, 0)}: the constraint {type(constraint).__name__} has no part in the stress: "
+                "the cell cannot be relaxed with it; remove it, or leave the cell as it is"
+            )
     atoms.calc = FastlrCalculator(potential, charge)
     atoms.get_potential_energy()  # an unusable structure is reported as it is, not as a failed step
-    search = OPTIMIZERS[optimizer](FrechetCellFilter(atoms) if cell else atoms, logfile=None)
+    with satisfied_constraints():
+        search = OPTIMIZERS[optimizer](FrechetCellFilter(atoms) if cell else atoms, logfile=None)
+        return _search(atoms, search, fmax, steps, on_step, should_stop)
+
+
+def _search(atoms: Atoms, search, fmax: float, steps: int, on_step: Callable, should_stop: Callable) -> RelaxReport:
     converged = False
     try:
         for converged in search.irun(fmax=fmax, steps=steps):

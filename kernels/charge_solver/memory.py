@@ -67,10 +67,29 @@ class Memory:
         """Of all steps so far, in the solve of this number."""
         return self._iterations.get(call, 0)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The solutions by name, (k, N) each, and found total charges, for ``restore``."""
-        state = {f"solution_{b}_{call}": torch.stack(list(k)).cpu().numpy() for (b, call), k in self._kept.items()}
-        return state | {f"total_{b}": np.array(known) for b, known in self.totals.items()}
+    def begin(self) -> tuple[dict, dict]:
+        """A step begins; returns what is known before it, for ``undo`` and ``state``."""
+        self.reports.clear()
+        return self._known()
+
+    def undo(self, before: tuple[dict, dict]) -> None:
+        """The step came to nothing: know what was known before it, and no more."""
+        kept, totals = before
+        self._kept = {key: deque(values, maxlen=self.length) for key, values in kept.items()}
+        self.totals = dict(totals)
+
+    def _known(self) -> tuple[dict, dict]:
+        return {key: tuple(kept) for key, kept in self._kept.items()}, dict(self.totals)
+
+    def state(self, before: tuple[dict, dict] | None = None) -> dict[str, np.ndarray]:
+        """The solutions by name, (k, N) each, and found total charges, for ``restore``.
+
+        Args:
+            before: of a step, as ``begin`` told; default: as they are now.
+        """
+        kept, totals = self._known() if before is None else before
+        state = {f"solution_{b}_{call}": torch.stack(values).cpu().numpy() for (b, call), values in kept.items()}
+        return state | {f"total_{b}": np.array(known) for b, known in totals.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Remember what ``state`` has told."""

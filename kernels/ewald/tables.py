@@ -24,9 +24,11 @@ from torch import Tensor
 
 from ..ewald_mesh.errors import potential_error
 from ..ewald_mesh.parameters import choose
+from ..neighbours import without_gaps
 from . import truncation
 from .pair_list import PairList
 
+TALLEST = 1e5  # Å; of a slab, which has as many wave vectors
 SMALLEST_MESH = 300  # atoms; below, no mesh is worth a thought
 # Seconds of energy and forces on one core (see ``ewald_mesh.parameters``): an entry of the pair list, and an atom and
 # wave vector, of which the tables hold half as many again as there are.
@@ -171,7 +173,7 @@ def coulomb_tables(
             ``mesh`` and ``eta``.
 
     Raises:
-        ValueError: one periodic direction, or a mesh for something else than a cell.
+        ValueError: one periodic direction, a slab that is too tall, or a mesh for something else than a cell.
     """
     n, pbc = len(positions), np.asarray(pbc, bool)
     if pbc.sum() == 1:
@@ -204,6 +206,11 @@ def coulomb_tables(
         area = np.linalg.norm(normal)
         normal /= area
         extent = float(np.ptp(positions @ normal)) if n else 0.0
+        if extent > TALLEST:
+            raise ValueError(
+                f"atoms of the slab lie {extent:.3g} Å apart along its normal, and there would be as many wave "
+                f"vectors; at most {TALLEST:g} Å are served"
+            )
         if eta is None:
             eta = balanced_eta(area * max(extent, np.sqrt(area)), max(n, 1))
         # the smeared interaction of all pairs, erf(r / sqrt2 eta) / r, must lie within the cut
@@ -267,7 +274,7 @@ def near_pairs(
     limit = min(np.unique(widths)[::-1], key=seconds, default=0.0)
     wide = widths > limit
     i, j, shift, distance = vesin.NeighborList(cutoff=cutoff(limit), full_list=True).compute(
-        positions, cell, pbc, quantities="ijSd"
+        without_gaps(positions, cell, pbc, cutoff(limit)), cell, pbc, quantities="ijSd"
     )
     i, j = i.astype(np.int64), j.astype(np.int64)
     crowding = _crowding(i, distance, n, reach * eta)

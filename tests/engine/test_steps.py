@@ -1,11 +1,14 @@
 """Steps along a path: what is carried on from one to the next must change nothing but the time it takes."""
 
 import gc
+import time
+from threading import Thread
 
 import numpy as np
 import pytest
 from ase.build import bulk
 from fastlr.kernels.charge_solver import solvers
+from fastlr.kernels.charge_solver.memory import Memory
 from reference import structures
 from reference.models import small_model
 
@@ -155,3 +158,217 @@ def test_state_of_nothing(potential):
     steps = Steps(potential)
     steps.restore(structures.water(), steps.state())
     assert steps.predict(structures.water()).energy == potential.predict(structures.water()).energy
+
+
+@pytest.fixture
+def iterated(monkeypatch):
+    """A potential that finds all charges by iteration, so that steps carry them on."""
+    monkeypatch.setattr(solvers, "LARGEST_DENSE", 4)
+    return Potential(small_model("lr"))
+
+
+def require_right(steps: Steps, potential: Potential, atoms, charge: float | None = None) -> None:
+    found, expected = steps.predict(atoms, charge), potential.predict(atoms, charge)
+    assert found.energy == pytest.approx(expected.energy, abs=1e-8)
+    np.testing.assert_allclose(found.forces, expected.forces, atol=1e-7)
+    np.testing.assert_allclose(found.charges, expected.charges, atol=1e-7)
+    assert (found.charge_solution is None) == (expected.charge_solution is None)
+
+
+def test_no_jump_is_answered_with_what_was_before(iterated, rng):
+    """Neither lists nor charges of another structure of the same size, order, cell, charge or periodicity."""
+    steps, salt = Steps(iterated), structures.salt()
+    for atoms in path(salt, rng, 6, 0.02):
+        require_right(steps, iterated, atoms)
+    others = [salt[::-1], salt[rng.permutation(len(salt))], salt.copy(), salt.copy(), salt.copy(), salt.copy()]
+    others[2].set_cell(1.3 * salt.cell.array, scale_atoms=True)
+    others[3].symbols[0] = "O"
+    others[4].pbc = False
+    others[5].rattle(0.3, seed=1)
+    for other in others:
+        require_right(steps, iterated, other)
+        require_right(steps, iterated, salt)
+        require_right(steps, iterated, other, 5.0)
+        require_right(steps, iterated, salt, -5.0)
+
+
+def test_a_step_that_fails_leaves_nothing_behind(iterated, rng, monkeypatch):
+    """Positions that are not numbers, a model that fails between its two solves, an interrupt: the next is the same."""
+    walk = list(path(structures.salt(), rng, 8, 0.02))
+    steps, other = Steps(iterated), Steps(iterated)
+    for atoms in walk[:6]:
+        steps.predict(atoms), other.predict(atoms)
+    bad = walk[6].copy()
+    bad.positions[0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        steps.predict(bad)
+    keep = Memory.keep
+
+    def interrupted(self, key, *others):
+        keep(self, key, *others)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Memory, "keep", interrupted)
+        steps.predict(walk[6])
+    for atoms in walk[6:]:
+        one, same = steps.predict(atoms), other.predict(atoms)
+        # a list that was made anew adds up in another order
+        assert one.energy == pytest.approx(same.energy, abs=1e-11)
+        assert one.charge_solution.iterations == same.charge_solution.iterations
+
+
+def test_a_failed_step_undoes_what_it_learnt(iterated, rng, monkeypatch):
+    walk = list(path(structures.salt(), rng, 4, 0.02))
+    steps = Steps(iterated)
+    for atoms in walk[:3]:
+        steps.predict(atoms)
+    before = steps.state()
+    keep = Memory.keep
+
+    def interrupted(self, key, *others):
+        keep(self, key, *others)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Memory, "keep", interrupted)
+        steps.predict(walk[3])
+    after = steps.state()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+@pytest.mark.parametrize("at_potential", [False, True])
+def test_the_last_step_can_be_repeated(iterated, rng, at_potential):
+    """To the last bit, from what it went on from."""
+    start = structures.salt()
+    if at_potential:
+        start.pbc = False
+        start.info["chemical_potential"] = 0.1
+    walk = list(path(start, rng, 9, 0.02))
+    steps, other = Steps(iterated), Steps(iterated)
+    for atoms in walk[:5]:
+        last = steps.predict(atoms)
+    other.restore(walk[4], steps.state(repeated=True))
+    again = other.predict(walk[4])
+    assert again.energy == last.energy and (again.forces == last.forces).all()
+    for atoms in walk[5:]:
+        one, same = steps.predict(atoms), other.predict(atoms)
+        assert one.energy == same.energy and (one.forces == same.forces).all()
+
+
+def test_the_order_of_many_atoms_is_that_of_the_list(rng, monkeypatch):
+    """Wherever they are when a plan is bound to the list, as after a resumption, or after another structure's turn."""
+    potential = Potential(small_model("nequip"))
+    monkeypatch.setattr("fastlr.engine.edge_list.UNSORTED", 4)
+    start = structures.salt().repeat(2)
+    first, second = path(start, rng, 2, 0.2)
+    steps, other = Steps(potential, skin=4.0), Steps(potential, skin=4.0)
+    for one in (steps, other):
+        one.graph(start)
+    steps.predict(first)
+    expected = steps.predict(second)
+    found = other.predict(second)
+    assert (found.forces == expected.forces).all() and found.energy == expected.energy
+
+
+@pytest.mark.parametrize("make", [structures.salt, structures.slab, structures.skewed_cell, structures.one_atom_cell])
+@pytest.mark.parametrize("far", [100, 10**6])
+def test_atoms_may_lie_any_number_of_cells_away(potential, make, far, rng):
+    """One by one, in a list, and step by step."""
+    atoms = make()
+    expected, steps = potential.predict(atoms), Steps(potential)
+    away = atoms.copy()
+    away.positions += (rng.integers(-far, far + 1, (len(atoms), 3)) * atoms.pbc) @ atoms.cell.array
+    digits = 1e3 * np.spacing(np.abs(away.positions).max())
+    moved, moved_away = atoms.copy(), away.copy()
+    shifts = rng.normal(scale=0.05, size=(len(atoms), 3))
+    moved.positions += shifts
+    moved_away.positions += shifts
+    for found, wanted in (
+        (potential.predict(away), expected),
+        (potential.predict([structures.water(), away])[1], expected),
+        (steps.predict(away), expected),
+        (steps.predict(moved_away), potential.predict(moved)),
+    ):
+        assert found.energy == pytest.approx(wanted.energy, abs=1e-9 + digits)
+        np.testing.assert_allclose(found.forces, wanted.forces, atol=1e-9 + digits)
+        np.testing.assert_allclose(found.charges, wanted.charges, atol=1e-9 + digits)
+        for name in ("stress", "polarisation"):
+            if getattr(wanted, name) is not None:
+                np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-9 + digits)
+    assert steps.rebuilds == 1
+
+
+def test_positions_without_digits_are_refused(potential):
+    for atoms in (structures.water(), structures.salt(), structures.water_cluster()):
+        atoms.positions[1] += 1e13
+        for given in (atoms, [atoms, structures.water()]):
+            with pytest.raises(InputError, match=r"atom 1 is at .* from the origin"):
+                potential.predict(given)
+
+
+def test_an_atom_that_has_flown_away_costs_no_more(rng):
+    """A molecule of more atoms than have all distances computed, and a slab: lists of boxes take seconds, or crash."""
+    potential = Potential(small_model("nequip"))
+    molecule = structures.salt().repeat(3)
+    for pbc in (False, (True, True, False), (False, False, True)):
+        molecule.pbc = pbc
+        alone, apart = molecule[1:], molecule.copy()
+        away = np.array([1.0, -1.0, 1.0]) * ~molecule.pbc
+        apart.positions[0] += 1e6 * away
+        far = potential.predict(molecule[:1]).energy
+        assert potential.predict(apart).energy == pytest.approx(potential.predict(alone).energy + far, abs=1e-8)
+    charged = structures.slab()
+    charged.positions[0] += 1e8 * ~charged.pbc
+    with pytest.raises(InputError, match="along its normal"):
+        Potential(small_model("lr")).predict(charged)
+
+
+def test_threads_take_turns(iterated, monkeypatch):
+    """And each gets the answer to its own question."""
+    steps, questions = Steps(iterated), [structures.salt(), structures.salt().repeat((2, 1, 1)), structures.water()]
+    expected, wrong, inside = [iterated.predict(atoms).energy for atoms in questions], [], []
+    evaluate = iterated.evaluate
+
+    def evaluate_alone(*arguments, **options):
+        inside.append(1)
+        time.sleep(1e-3)
+        wrong.extend(inside[1:])
+        found = evaluate(*arguments, **options)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(iterated, "evaluate", evaluate_alone)
+
+    def ask(k):
+        for _ in range(3):
+            energy = steps.predict(questions[k]).energy
+            if abs(energy - expected[k]) > 1e-7:
+                wrong.append((k, energy))
+
+    threads = [Thread(target=ask, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and steps.evaluations == 9
+
+
+def test_reports_are_of_this_step_only(potential):
+    """A cell whose charges are iterated, and then the same atoms as a molecule, whose charges are not."""
+    steps, atoms = Steps(potential), structures.salt()
+    assert steps.predict(atoms).charge_solution is not None
+    atoms.pbc = False
+    assert potential.predict(atoms).charge_solution is None
+    assert steps.predict(atoms).charge_solution is None
+
+
+def test_another_backend_gets_a_list_of_its_own():
+    potential = Potential(small_model("lr"))
+    steps, atoms = Steps(potential), structures.salt()
+    steps.predict(atoms)
+    potential.use("reference")
+    steps.predict(atoms)
+    assert steps.rebuilds == 2

@@ -1,5 +1,9 @@
 """The ASE calculator: what it promises, what it caches, and that it works inside ASE's own machinery."""
 
+import copy
+import pickle
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
@@ -240,3 +245,120 @@ def test_atoms_out_of_reach_of_each_other(potential):
     forces = atoms.get_forces()
     assert forces[0, 2] > 1e-3  # attraction
     np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-4), atol=1e-7)
+
+
+def test_nothing_that_is_written_to_changes_an_answer(potential, water):
+    calculator = water.calc = FastlrCalculator(potential)
+    expected = {name: np.copy(calculator.get_property(name, water)) for name in calculator.implemented_properties[:4]}
+    for answer in (calculator.results, vars(calculator.prediction)):
+        for value in answer.values():
+            if isinstance(value, np.ndarray):
+                value[...] = 7.0
+    calculator.results["energy"] = 7.0
+    for _ in range(2):
+        for name, value in expected.items():
+            answer = calculator.get_property(name, water)
+            np.testing.assert_array_equal(answer, value)
+            if name == "forces":
+                answer[...] = 7.0
+
+
+def test_results_that_a_subclass_adds_to_are_the_answer(potential, water):
+    class Shifted(FastlrCalculator):
+        def calculate(self, *arguments):
+            super().calculate(*arguments)
+            self.results["energy"] += 1.0
+            self.results["forces"] += 2.0
+
+    water.calc = Shifted(potential)
+    prediction = potential.predict(water)
+    assert water.get_potential_energy() == prediction.energy + 1.0
+    np.testing.assert_array_equal(water.get_forces(), prediction.forces + 2.0)
+
+
+def test_answers_follow_the_potential(water):
+    """Another one, another backend, other weights."""
+    first, second = tiny_potential("nequip-lr"), tiny_potential("nequip")
+    calculator = water.calc = FastlrCalculator(first)
+    assert water.get_potential_energy() == first.predict(water).energy
+    calculator.potential = second
+    assert water.get_potential_energy() == second.predict(water).energy
+    with pytest.raises(PropertyNotImplementedError):
+        water.get_charges()
+    calculator.potential = first
+    water.get_forces()
+    rebuilds = calculator.steps.rebuilds
+    first.use("reference")
+    assert water.get_potential_energy() == first.predict(water).energy
+    assert calculator.steps.rebuilds == rebuilds + 1
+    before = water.get_potential_energy()
+    first.model.load_state_dict({name: 1.1 * value for name, value in first.model.state_dict().items()})
+    assert water.get_potential_energy() == first.predict(water).energy != before
+
+
+def test_a_failure_leaves_no_answer_of_another_structure(potential, water):
+    calculator = FastlrCalculator(potential)
+    expected = calculator.get_potential_energy(water)
+    bad = water.copy()
+    bad.positions[0] = np.nan
+    for _ in range(2):
+        with pytest.raises(InputError, match="not finite"):
+            calculator.calculate(bad, ["energy"])
+        with pytest.raises(InputError, match="not finite"):
+            calculator.get_potential_energy(bad)
+    assert calculator.get_potential_energy(water) == expected
+
+
+def test_no_atoms_and_no_such_property_are_errors(potential, water):
+    calculator = FastlrCalculator(potential)
+    for ask in (calculator.get_potential_energy, calculator.calculate):
+        with pytest.raises(InputError, match="not been told of any atoms"):
+            ask()
+    for name in ("magmom", "magmoms", "stresses", "nothing"):
+        with pytest.raises(PropertyNotImplementedError):
+            calculator.get_property(name, water)
+
+
+def test_two_structures_may_share_a_calculator(potential, water, salt):
+    water.calc = salt.calc = FastlrCalculator(potential, charge=1)
+    for _ in range(2):
+        for atoms in (water, salt):
+            expected = potential.predict(atoms, 1)
+            assert atoms.get_potential_energy() == pytest.approx(expected.energy, abs=1e-9)
+            np.testing.assert_allclose(atoms.get_charges(), expected.charges, atol=1e-9)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda calc: pickle.loads(pickle.dumps(calc))])
+def test_copies_begin_anew(potential, water, copied):
+    calculator = FastlrCalculator(potential, charge=1)
+    energy = calculator.get_potential_energy(water)
+    other = copied(calculator)
+    assert other.atoms is None and other.steps is not calculator.steps and other.charge == 1
+    assert other.get_potential_energy(water) == energy
+    other.charge = 0
+    assert other.get_potential_energy(water) != energy == calculator.get_potential_energy(water)
+
+
+def test_constraints_hide_forces_only_where_asked(potential, water):
+    water.calc, raw = FastlrCalculator(potential), potential.predict(water).forces
+    water.set_constraint(FixAtoms([0]))
+    assert not water.get_forces()[0].any()
+    np.testing.assert_array_equal(water.get_forces(apply_constraint=False), raw)
+    np.testing.assert_array_equal(water.get_forces()[1:], raw[1:])
+
+
+def test_threads_get_their_own_answers(potential, water, salt):
+    calculator, wrong = FastlrCalculator(potential), []
+
+    def ask(atoms, energy):
+        for _ in range(5):
+            if abs(calculator.get_potential_energy(atoms.copy()) - energy) > 1e-9:
+                wrong.append(energy)
+
+    asked = [(atoms, potential.predict(atoms).energy) for atoms in (water, salt, salt.repeat((2, 1, 1)))]
+    threads = [Thread(target=ask, args=pair) for pair in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
