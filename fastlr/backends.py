@@ -202,6 +202,15 @@ class Operations:
         return rows
 
 
+class NoOperations:
+    """For layers that are read, not run."""
+
+    def tensor_product(self, program) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+    tabulated_product = tensor_product
+
+
 def _named(name: str):
     """The object called "module:attribute"."""
     module, attribute = name.split(":")
