@@ -106,7 +106,9 @@ def load_checkpoint(path: str | Path, dtype: str | None = None) -> tuple[ModelCo
         if dtype is not None:
             config = config.model_copy(update={"dtype": dtype})
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        held = {name: (torch.Size(part.get_shape()), FLOAT_TYPES.get(part.get_dtype())) for name, part in slices.items()}
+        held = {
+            name: (torch.Size(part.get_shape()), FLOAT_TYPES.get(part.get_dtype())) for name, part in slices.items()
+        }
         _check_layout(path, config, held)
         state = {name: file.get_tensor(name) for name in held}
     check_values(path, config, state)

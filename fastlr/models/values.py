@@ -7,7 +7,7 @@ import torch
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from fastlr.errors import CheckpointError
+from fastlr.errors import CheckpointError, ConfigError
 
 from . import expected_tensors
 from .config import Electronegativity, Energy, Hardness, ModelConfig, Neighbours, Scale, Width
@@ -69,3 +69,24 @@ def _check_meaning(path, name: str, meaning: Meaning, values: Tensor) -> None:
             f"{path}: tensor '{name}' holds {meaning.what} of {wrong[0].item():.3g} {meaning.unit}; it must be between "
             f"{meaning.least:g} and {meaning.most:g}"
         )
+
+
+def require_as_configured(model: torch.nn.Module) -> None:
+    """Make sure that a model holds what its configuration says.
+
+    Raises:
+        ConfigError: a tensor is missing, unknown, or of another shape or float type; the message names it.
+    """
+    expected = expected_tensors(model.config)
+    held = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    for name in [*expected, *held]:
+        if held.get(name) != expected.get(name):
+            found, wanted = (_described(tensors.get(name)) for tensors in (held, expected))
+            raise ConfigError(
+                f"tensor '{name}' of the model is {found}, its configuration needs {wanted}; build_model makes models "
+                "of a configuration, of another float type too"
+            )
+
+
+def _described(layout: tuple[torch.Size, torch.dtype] | None) -> str:
+    return "none" if layout is None else f"{str(layout[1]).removeprefix('torch.')} {tuple(layout[0])}"
