@@ -49,11 +49,11 @@ class InferenceCheck:
         )
 
 
-def box(species: list[str], r_max: float, num_atoms: int) -> Atoms:
+def box(species: list[str], r_max: float, num_atoms: int, widest: float = 0.0) -> Atoms:
     """A periodic box with all elements on a rattled cubic grid of about so many atoms, about as dense as a liquid, or
-    such that an atom has two hundred neighbours at most."""
+    such that an atom has two hundred neighbours at most, and not too dense for Gaussian charges of width ``widest``."""
     per_axis = max(1, round(max(num_atoms, len(species)) ** (1 / 3) + 0.2))
-    spacing = max(min(2.6, 0.6 * r_max), r_max / REACH)
+    spacing = max(min(2.6, 0.6 * r_max), r_max / REACH, min(0.9 * r_max, 0.5 * widest))
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(per_axis)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     positions = spacing * (grid + rng.uniform(-0.12, 0.12, grid.shape))
@@ -80,6 +80,8 @@ def check_inference(
     """
     config = model.config
     atoms, charge = _probe(config, settings)
+    # how the Coulomb sum is split changes nothing, but a width that was chosen for other cells may take long here
+    settings, inference = (given and replace(given, eta=None) for given in (settings, inference))
     graph = Graph.from_atoms(atoms, config.species, config.r_max, inference, charge)
     expected, found = _expected(model, atoms, settings, charge), run(graph)
     check = InferenceCheck(
@@ -122,7 +124,7 @@ def require_sense(model: torch.nn.Module, settings: CoulombSettings | None, path
     atoms, charge = _probe(model.config, settings)
     where = f"on a small box with {', '.join(shortened_list(model.config.species))}"
     try:
-        found = _expected(model, atoms, settings, charge)
+        found = _expected(model, atoms, settings and replace(settings, eta=None), charge)
         is_finite = _are_finite(found)
     except InputError as error:  # the charges have no solution, or there is too little memory
         raise CheckpointError(f"{path}: its weights cannot be tried {where}: {error}") from None
@@ -145,7 +147,9 @@ def _are_finite(results: dict[str, Tensor]) -> bool:
 
 def _probe(config, settings: CoulombSettings | None) -> tuple[Atoms, float | None]:
     """The box, and its total charge."""
-    return box(config.species, config.r_max, NUM_ATOMS), None if settings is None else 1.0
+    if settings is None:
+        return box(config.species, config.r_max, NUM_ATOMS), None
+    return box(config.species, config.r_max, NUM_ATOMS, max(settings.widths)), 1.0
 
 
 def _require_memory(model, graph: Graph) -> None:
@@ -163,9 +167,7 @@ def _expected(model, atoms: Atoms, settings: CoulombSettings | None, charge: flo
 
     def compute() -> dict[str, Tensor]:
         config = model.config
-        # how the sum is split changes nothing, but a width that was chosen for other cells may take long here
-        balanced = settings and replace(settings, eta=None)
-        graph = Graph.from_atoms(atoms, config.species, config.r_max, balanced, charge)
+        graph = Graph.from_atoms(atoms, config.species, config.r_max, settings, charge)
         _require_memory(model, graph)
         found = evaluate(reference_of(model), graph)
         return {key: found[key] for key in RESULTS}

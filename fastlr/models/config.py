@@ -30,7 +30,7 @@ Degree = _number(int, ge=0, le=4)
 Depth = _number(int, ge=0, le=64)
 NumBessels = _number(int, ge=1, le=512)
 NumBins = _number(int, ge=2, le=4096)
-Cutoff = _number(float, ge=0.5, le=30.0)  # Å; no bond is shorter, and within 30 Å of an atom are ten thousand
+Cutoff = _number(float, ge=1.5, le=30.0)  # Å; bonds are about as long, and within 30 Å of an atom are ten thousand
 CutoffPower = _number(float, ge=2.0, le=100.0)  # two derivatives; (p + 1)(p + 2) cancel down to one
 Neighbours = _number(float, ge=1e-4, le=1e6)
 Scale = _number(float, ge=-1e6, le=1e6)  # eV
@@ -38,9 +38,9 @@ Energy = _number(float, ge=-1e8, le=1e8)  # eV; all electrons of the heaviest el
 Charge = _number(float, ge=1e-3, le=1e3)  # e
 Hardness = _number(float, ge=1e-3, le=1e4)  # eV/e^2; elements have 4 to 25
 Electronegativity = _number(float, ge=-1e4, le=1e4)  # eV/e
-Width = _number(float, ge=0.01, le=5.0)  # Å; pairs are summed one by one up to ten widths
+Width = _number(float, ge=0.01, le=4.0)  # Å; pairs are summed one by one up to ten widths
 Splitting = _number(float, ge=0.2, le=10.0)  # Å; waves go with its inverse cubed, and pairs with its cube
-Accuracy = _number(float, ge=1e-15, lt=1e-2)  # no float64 tells more
+Accuracy = _number(float, ge=1e-15, le=1e-4)  # float64 tells no more, and with less, energies depend on the split
 
 
 class NequIPConfig(BaseModel):
