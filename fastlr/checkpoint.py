@@ -13,6 +13,7 @@ else a file states is refused: it would be read by nobody.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -181,7 +182,7 @@ def _open(path):
         if advised:
             raise CheckpointError(f"{path}: not a model file of fastlr: {advised}") from None
         hint = ""
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
                 hint = "; it looks like a PyTorch pickle, which fastlr never opens"
         raise CheckpointError(f"{path}: not a complete safetensors file ({error}){hint}") from None

@@ -22,6 +22,7 @@ from .stored import fingerprint, stored
 # eV. Where atomic energies, forces or virials are larger than one, relative to the largest.
 TOLERANCE = {torch.float32: (1e-6, 1e-5, 3e-4), torch.float64: (1e-10, 1e-10, 3e-9)}
 NUM_ATOMS = 27  # of the box, about
+LARGE = 1e9  # weights that may make numbers overflow; those of trained models are about one
 REACH = 3.6  # spacings of the box, at most, in which an atom has neighbours
 RESULTS = "energy", "atomic_energies", "forces", "virial"
 
@@ -114,7 +115,7 @@ def require_sense(model: torch.nn.Module, settings: CoulombSettings | None, path
     """Make sure that the weights of a model file are those of a potential, on the same box.
 
     Args:
-        model: with the weights of the file.
+        model: with the weights of the file, on the reference kernels.
         settings: of its Coulomb sum.
         path: of the file.
 
@@ -123,9 +124,15 @@ def require_sense(model: torch.nn.Module, settings: CoulombSettings | None, path
     """
     atoms, charge = _probe(model.config, settings)
     where = f"on a small box with {', '.join(shortened_list(model.config.species))}"
+    settings = settings and replace(settings, eta=None)
     try:
-        found = _expected(model, atoms, settings and replace(settings, eta=None), charge)
+        found = _expected(model, atoms, settings, charge)
         is_finite = _are_finite(found)
+        if is_finite and max(float(weight.abs().max()) for weight in model.state_dict().values()) > LARGE:
+            graph = Graph.from_atoms(atoms, model.config.species, model.config.r_max, settings, charge)
+            if not _are_finite(evaluate(model, graph)):
+                name = str(model.config.torch_dtype).removeprefix("torch.")
+                raise CheckpointError(f"{path}: its weights are too large for {name}, in which numbers become infinite")
     except InputError as error:  # the charges have no solution, or there is too little memory
         raise CheckpointError(f"{path}: its weights cannot be tried {where}: {error}") from None
     if not is_finite:

@@ -30,6 +30,7 @@ def _bounds(kind) -> tuple[float, float]:
     return float(found["Ge"].ge), float(found["Le"].le)
 
 
+EMBEDDING = "type_embedding.weight"  # what all features come from
 MEANINGS = {
     "equilibration.log_hardness": Meaning("a hardness", *_bounds(Hardness), "eV/e^2", lambda values: values.exp()),
     "equilibration.widths": Meaning("a width", *_bounds(Width), "Å"),
@@ -49,6 +50,11 @@ def check_values(path, config: ModelConfig, state: Mapping[str, Tensor]) -> None
         CheckpointError: the message names the file and the tensor.
     """
     expected = expected_tensors(config)
+    if not state[EMBEDDING].any():
+        raise CheckpointError(
+            f"{path}: tensor '{EMBEDDING}' holds nothing but zeros, so that all features would be zero; these are no "
+            "weights of a model that was trained"
+        )
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor '{name}' holds values that are not finite floating-point numbers")
