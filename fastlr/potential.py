@@ -112,10 +112,7 @@ def load(
         module = build_model(config)
     checkpoint.load_state(module, state, path)
     require_sense(module, coulomb_settings(config), path)
-    try:
-        return Potential(module, card, backend=backend, device=device, memory_budget=memory_budget, name=str(model))
-    except BackendError as error:
-        raise BackendError(f"{path}: {error}") from None
+    return Potential(module, card, backend=backend, device=device, memory_budget=memory_budget, name=str(model))
 
 
 class Potential:
@@ -146,7 +143,7 @@ class Potential:
         self.memory_budget = memory_budget
         self._config: ModelConfig = self._model.config
         self._watch: Watch | None = None
-        self.use(backend, device)
+        self.use(*("auto" if choice is None else choice for choice in (backend, device)))
 
     def use(self, backend: str = "auto", device: str | torch.device | None = None) -> Potential:
         """Switch backend and device; checks parity with the reference again.
@@ -284,9 +281,9 @@ class Potential:
         while True:
             try:
                 return check_inference(run, self._model, whole, self.settings)
-            except BackendError:
+            except BackendError as error:
                 if whole is None or self.settings.accuracy <= whole.accuracy:
-                    raise
+                    raise BackendError(f"{self.name}: {error}") from None
                 finer = max(self.settings.accuracy / FINER, whole.accuracy)
                 self.settings = replace(self.settings, accuracy=finer)
 
@@ -512,7 +509,8 @@ def _model_file(model: str | Path) -> Path:
     try:
         is_there = path.exists()
     except (OSError, ValueError) as error:  # names too long, or with characters that none may have
-        raise CheckpointError(f"{str(model)!r:.100} is no name of a model file: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(model)!r:.100} is no name of a model file: {reason}") from None
     if not is_there and not path.suffix:
         raise CheckpointError(f"no bundled model is named '{model}' (there are: {', '.join(available_models())})")
     return path
