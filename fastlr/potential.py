@@ -28,7 +28,7 @@ from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph, each_charge
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
-from .memory import Counts, MemoryModel, available_bytes
+from .memory import Counts, MemoryModel, available_bytes, list_bytes
 from .models import ModelConfig, NequIPConfig, build_model
 from .models.derivatives import evaluate
 from .models.pieces import Pieces
@@ -317,6 +317,13 @@ class Potential:
     def single_graph(self, atoms: Atoms, charge: float | None = None, index: int = 0, skin: float = 0.0) -> Graph:
         """One structure as a batch of one; errors call it structure ``index``. See ``Graph.single``."""
         config = self._config
+        needed = list_bytes(atoms, config.r_max + skin, self.settings)
+        if needed and (needed > (free := available_bytes(torch.device("cpu"))) or needed / 4.0 > self._budget()):
+            raise InputError(
+                f"structure {index} ({len(atoms)} atoms): to list the neighbours within {config.r_max:g} Å takes about "
+                f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free (memory_budget: "
+                f"{self._budget() / 2**30:,.1f} GiB); is the cell in Å?"
+            )
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
     def predict(
