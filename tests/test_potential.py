@@ -155,7 +155,7 @@ class TestMemoryBudget:
             if len(atoms) < 20_000:
                 atoms.set_cell(0.1 * atoms.cell.array, scale_atoms=True)
             for asked in (potential, Steps(potential)):
-                with pytest.raises(InputError, match="to list the neighbours within 20 Å takes about .* GiB, and"):
+                with pytest.raises(InputError, match=r"to list the neighbours within 20 Å takes about .* GiB, and"):
                     asked.predict(atoms)
         assert time.monotonic() - start < 5.0
 
