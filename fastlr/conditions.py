@@ -112,13 +112,16 @@ def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Condit
     Raises:
         InputError: a value of the wrong kind or shape, or two that contradict each other; the message names it.
     """
-    if not any(key in atoms.arrays for key in ARRAYS) and not any(key in atoms.info for key in INFO):
+    if not mentions_conditions(atoms):
+        return None, charge or 0.0
+    _require_place(atoms, name)
+    if not any(key in atoms.arrays for key in ARRAYS) and all(atoms.info.get(key) is None for key in INFO):
         return None, charge or 0.0
     n = len(atoms)
     found = Conditions.none(1, n)
     if "external_potential" in atoms.arrays:
         found = replace(found, potential=_numbers(atoms.arrays, "external_potential", (n,), name))
-    if "electric_field" in atoms.info:
+    if atoms.info.get("electric_field") is not None:
         field = _numbers(atoms.info, "electric_field", (3,), name)
         along = np.abs(atoms.cell.array[atoms.pbc] @ field.numpy())
         if along.max(initial=0.0) > 1e-8 * np.abs(atoms.cell.array).max(initial=0.0) * float(field.norm()):
@@ -132,7 +135,7 @@ def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Condit
         found = replace(found, chemical_potential=_numbers(atoms.info, "chemical_potential", (), name)[None])
         if charge:
             raise InputError(f"{name}: both a chemical potential and a charge of {charge:g} e are given; choose one")
-    if "fragment" in atoms.arrays or "fragment_charge" in atoms.info:
+    if "fragment" in atoms.arrays or atoms.info.get("fragment_charge") is not None:
         fragment, fragment_charge = _fragments(atoms, name)
         found = replace(found, fragment=fragment, fragment_charge=fragment_charge)
         total = float(fragment_charge.sum())
@@ -147,29 +150,78 @@ def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Condit
     return found, charge or 0.0
 
 
+def mentions_conditions(atoms: Atoms) -> bool:
+    """Whether the name of any condition is in ``atoms.arrays`` or ``atoms.info``."""
+    return any(key in atoms.arrays or key in atoms.info for key in (*ARRAYS, *INFO))
+
+
+def _require_place(atoms: Atoms, name: str) -> None:
+    for keys, wrong, where, right in ((ARRAYS, atoms.info, "info", "arrays"), (INFO, atoms.arrays, "arrays", "info")):
+        for key in keys:
+            if wrong.get(key) is not None:
+                raise InputError(f"{name}: {key!r} is in atoms.{where}, but belongs in atoms.{right}")
+
+
+def require_electrons(charge: float, numbers: np.ndarray, what: str) -> None:
+    """Refuse a charge (e) beyond the number of electrons of the neutral atoms, given their atomic numbers.
+
+    Raises:
+        InputError: ``what`` has it.
+    """
+    if abs(charge) > max(1, len(numbers)) and abs(charge) > (electrons := max(1, int(numbers.sum()))):
+        raise InputError(
+            f"{what}: a charge of {charge:g} e is more than its neutral atoms have electrons, which are {electrons}; "
+            "charges are in e"
+        )
+
+
 def _fragments(atoms: Atoms, name: str) -> tuple[Tensor, Tensor]:
-    if "fragment" not in atoms.arrays or "fragment_charge" not in atoms.info:
+    given = atoms.info.get("fragment_charge")
+    if "fragment" not in atoms.arrays or given is None:
         raise InputError(f"{name}: atoms.arrays['fragment'] and atoms.info['fragment_charge'] belong together")
     labels = np.asarray(atoms.arrays["fragment"])
     if labels.shape != (len(atoms),) or labels.dtype.kind not in "iu":
         raise InputError(f"{name}: atoms.arrays['fragment'] must be one whole number an atom")
     present, own = np.unique(labels, return_inverse=True)
-    given = atoms.info["fragment_charge"]
     if isinstance(given, dict):
-        missing = sorted(set(present.tolist()) ^ set(given))
-        if missing:
-            raise InputError(f"{name}: fragment {missing[0]} has either no atom or no charge in 'fragment_charge'")
-        given = [given[label] for label in present.tolist()]
+        given = _in_order(given, present.tolist(), name)
     charge = _numbers({"fragment_charge": np.atleast_1d(given)}, "fragment_charge", (len(present),), name)
+    for label, each in zip(present.tolist(), charge.tolist(), strict=True):
+        if abs(each) > 1.0:
+            require_electrons(each, atoms.numbers[labels == label], f"{name}: fragment {label}")
     return torch.from_numpy(own.astype(np.int64).reshape(-1)), charge
 
 
+def _in_order(given: dict, labels: list[int], name: str) -> list:
+    """Charges from a dictionary in the order of the fragments' numbers, which files keep as text."""
+    by_label = {}
+    for key, charge in given.items():
+        try:
+            label = int(key)
+            if isinstance(key, bool) or label != float(key):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{name}: 'fragment_charge' names a fragment {key!r}, which is no whole number") from None
+        if label in by_label:
+            raise InputError(f"{name}: fragment {label} stands twice in 'fragment_charge'")
+        by_label[label] = charge
+    missing = sorted(set(labels) ^ set(by_label))
+    if missing:
+        raise InputError(f"{name}: fragment {missing[0]} has either no atom or no charge in 'fragment_charge'")
+    return [by_label[label] for label in labels]
+
+
 def _numbers(where: dict, key: str, shape: tuple[int, ...], name: str) -> Tensor:
+    value = where[key]
     try:
-        values = np.asarray(where[key], dtype=np.float64)
+        value = value.detach().cpu() if isinstance(value, Tensor) else value
+        values = np.asarray(value)
+        values = values.astype(np.float64) if values.dtype.kind in "iuf" else np.full(1, np.nan)
     except (TypeError, ValueError):
         values = np.full(1, np.nan)
+    if not shape and values.size == 1:
+        values = values.reshape(())
     if values.shape != shape or not np.isfinite(values).all():
         expected = "a number" if not shape else f"{' x '.join(map(str, shape))} numbers"
-        raise InputError(f"{name}: '{key}' must be {expected}, got {where[key]!r}")
+        raise InputError(f"{name}: '{key}' must be {expected}, got {where[key]!r:.200}")
     return torch.from_numpy(values.copy())

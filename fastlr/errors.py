@@ -23,3 +23,17 @@ class BackendError(FastlrError, RuntimeError):
 
 class NonFiniteError(FastlrError, ArithmeticError):
     """An energy or force is not a finite number."""
+
+
+class StructureName:
+    """What errors call a structure; put together only if there is one."""
+
+    def __init__(self, atoms, index: int):
+        self.atoms, self.index = atoms, index
+
+    def __str__(self) -> str:
+        try:
+            formula = self.atoms.get_chemical_formula() or "no atoms"
+        except (IndexError, TypeError, ValueError):  # of what are no atomic numbers
+            formula = f"{len(self.atoms)} atoms"
+        return f"structure {self.index} ({formula})"

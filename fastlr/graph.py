@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
-from math import isfinite
-from numbers import Real
 
 import numpy as np
 import torch
 import vesin
 from ase import Atoms
-from ase.data import chemical_symbols
-from ase.geometry import complete_cell
 from torch import Tensor
 
 from .conditions import ARRAYS, INFO, Conditions, conditions_of
-from .errors import InputError
+from .errors import InputError, StructureName
 from .kernels.adjacency import Adjacency
 from .kernels.charge_solver.memory import Memory
 from .kernels.ewald.tables import CoulombTables, coulomb_tables
+from .standard_settings import standard_settings
+from .structure_checks import as_structures, known_species, usable_cell, usable_positions
+from .total_charge import each_charge, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
-MIN_HEIGHT = 0.1  # Å; a periodic cell thinner than this is taken for a mistake
 
 
 @dataclass(frozen=True)
@@ -140,6 +137,7 @@ class Graph:
         return Graph(*(move(getattr(self, field.name)) for field in fields(self)))
 
     @staticmethod
+    @standard_settings()
     def from_atoms(
         atoms: Atoms | Sequence[Atoms],
         species: Sequence[str],
@@ -154,14 +152,15 @@ class Graph:
             species: chemical symbols that the model knows; their order gives the indices in ``Graph.species``.
             r_max: cutoff of the edges, Å.
             coulomb: settings of the Coulomb sum; None for a model without one.
-            charge: total charge in e, for all or for each. ``atoms.info["charge"]`` wins; the default is 0.
+            charge: total charge in e, for all or for each; the default is 0. What a structure states wins, see
+                ``total_charge.stated_charge``.
 
         Raises:
             InputError: unknown element, non-finite position or cell, zero volume, overlapping atoms, a charge that
                 is not a number, or a periodicity that the Coulomb sum does not serve. The message names the
                 structure and the atoms.
         """
-        structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        structures = [atoms] if isinstance(atoms, Atoms) else as_structures(atoms)
         charges = each_charge(charge, len(structures))
         return Graph.batch_of(
             [
@@ -171,6 +170,7 @@ class Graph:
         )
 
     @staticmethod
+    @standard_settings()
     def single(
         atoms: Atoms,
         species: Sequence[str],
@@ -185,7 +185,7 @@ class Graph:
         With a ``skin`` (Å), edges and Coulomb tables reach that much farther, so that they hold until an atom has moved
         by half of it.
         """
-        return _single(atoms, charge, index, species, r_max, coulomb, skin)
+        return _single(as_structures([atoms])[0], charge, index, species, r_max, coulomb, skin)
 
     @property
     def num_bytes(self) -> int:
@@ -252,61 +252,6 @@ class Graph:
         )
 
 
-def each_charge(charge: float | Sequence[float] | None, count: int) -> list[float | None]:
-    """A default charge for each structure, of one for all or one for each.
-
-    Raises:
-        InputError: there are more or fewer.
-    """
-    if charge is None or np.ndim(charge) == 0:
-        return [charge] * count
-    if len(charge) != count:
-        raise InputError(f"{count} structures but {len(charge)} charges were given")
-    return list(charge)
-
-
-def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
-    """Total charge of a structure in e: ``atoms.info["charge"]``, else ``default``, else 0; or the sum of the charges
-    of its fragments, if these are given (see ``conditions.conditions_of``)."""
-    return conditions_of(atoms, StructureName(atoms, index), stated_charge(atoms, default, index))[1]
-
-
-def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
-    """``atoms.info["charge"]``, else ``default``; None if both are.
-
-    Raises:
-        InputError: it is no finite number, or larger than the number of electrons could be.
-    """
-    value = atoms.info.get("charge")
-    value = default if value is None else value
-    if value is None:
-        return None
-    if isinstance(value, (np.ndarray, torch.Tensor)) and np.prod(value.shape) == 1:
-        value = value.item()
-    try:
-        usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
-        usable = False
-    if not usable:
-        raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r}")
-    if abs(value) > max(1, len(atoms)) and abs(value) > (electrons := max(1, int(atoms.numbers.sum()))):
-        raise InputError(
-            f"{StructureName(atoms, index)}: a charge of {value:g} e is more than its neutral atoms have electrons, "
-            f"which are {electrons}; the charge is in e, and of the whole structure"
-        )
-    return float(value)
-
-
-class StructureName:
-    """What errors call a structure; put together only if there is one."""
-
-    def __init__(self, atoms: Atoms, index: int):
-        self.atoms, self.index = atoms, index
-
-    def __str__(self) -> str:
-        return f"structure {self.index} ({self.atoms.get_chemical_formula() or 'no atoms'})"
-
-
 def _single(
     atoms: Atoms,
     charge: float | None,
@@ -319,23 +264,15 @@ def _single(
     """One structure as a batch of one, its input checked."""
     name = StructureName(atoms, index)
     conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
+    if coulomb is None:
+        warn_of_unused_charge(charge, atoms, index)
     if conditions is not None and coulomb is None:
         stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
         raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
-    kinds = species_table(tuple(species))[atoms.numbers]
-    if (kinds < 0).any():
-        unknown = sorted({atoms.symbols[k] for k in np.flatnonzero(kinds < 0)})
-        atom = next(k for k, symbol in enumerate(atoms.symbols) if symbol == unknown[0])
-        raise InputError(
-            f"{name}: element {unknown[0]} (atom {atom}) is unknown to this model, which knows {', '.join(species)}"
-        )
-
-    positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
-    if not np.isfinite(positions).all():
-        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-        raise InputError(f"{name}: the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
+    kinds = known_species(atoms, species, name)
+    positions = usable_positions(atoms, name)
     pbc = np.asarray(atoms.pbc, dtype=bool)
-    cell = _usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
+    cell = usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc, name)
 
     edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max + skin, name)
     pairs = None
@@ -355,7 +292,7 @@ def _single(
     n = len(positions)
     return Graph(
         positions=torch.from_numpy(positions.copy()),
-        species=torch.from_numpy(kinds.astype(np.int64)),
+        species=torch.from_numpy(kinds),
         batch=torch.zeros(n, dtype=torch.int64),
         node_ptr=torch.tensor([0, n]),
         cell=torch.from_numpy(cell)[None],
@@ -368,35 +305,6 @@ def _single(
         coulomb=pairs,
         conditions=conditions,
     )
-
-
-@cache
-def species_table(species: tuple[str, ...]) -> np.ndarray:
-    """Atomic number -> index into ``species``, or -1."""
-    table = np.full(len(chemical_symbols), -1, np.int64)
-    for k, symbol in enumerate(species):
-        table[chemical_symbols.index(symbol)] = k
-    return table
-
-
-def _usable_cell(cell: np.ndarray, pbc: np.ndarray, name: str) -> np.ndarray:
-    """The cell, checked, with a unit vector for each missing direction that is not periodic."""
-    if not pbc.any():
-        return np.eye(3)
-    if not np.isfinite(cell).all():
-        raise InputError(f"{name}: the cell is not finite: {cell.tolist()}")
-    for axis in np.flatnonzero(pbc):
-        if np.linalg.norm(cell[axis]) < MIN_HEIGHT:
-            raise InputError(
-                f"{name}: periodic along axis {axis}, but cell vector {axis} is zero; set a cell or pbc=False"
-            )
-    # what stands in a direction that is not periodic means nothing: put an independent unit vector there
-    cell = np.array(complete_cell(np.where(pbc[:, None], cell, 0.0)))
-    volume = abs(np.linalg.det(cell))
-    heights = volume / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1).clip(min=1e-300)
-    if not (volume > 0 and (heights[pbc] > MIN_HEIGHT).all()):
-        raise InputError(f"{name}: the cell has (almost) no volume: {cell.tolist()}")
-    return cell
 
 
 def neighbour_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float, name: str = "structure"):

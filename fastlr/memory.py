@@ -142,9 +142,12 @@ SHORT = 10.0  # Å
 EDGE, PAIR, WAVE = 150, 60, 20  # bytes while lists of them are made; what stays of an edge is a third
 
 
+@np.errstate(all="ignore")
 def list_bytes(atoms: Atoms, r_max: float, coulomb: CoulombSettings | None = None) -> float:
     """About how much memory it takes to list the neighbours of a structure within ``r_max`` (Å), and what its Coulomb
     sum visits, from its density alone; zero where that is little."""
+    if not isinstance(atoms, Atoms):  # which is refused elsewhere, as are cells without a volume
+        return 0.0
     n, eta = len(atoms), coulomb and coulomb.eta
     if n < SMALL and r_max <= SHORT and not eta:
         return 0.0
@@ -154,7 +157,7 @@ def list_bytes(atoms: Atoms, r_max: float, coulomb: CoulombSettings | None = Non
     lengths = np.where(pbc, np.linalg.norm(cell, axis=1), spread + r_max)
     volume = abs(np.linalg.det(cell)) if pbc.all() else 2.0 * lengths.prod()
     if not (np.isfinite(volume) and volume > 0.0):
-        return 0.0  # which is refused elsewhere
+        return 0.0
     needed = EDGE * min(n * n * _sphere(r_max) / volume, float(n * n) if not pbc.any() else np.inf)
     if coulomb is None or not pbc.all():
         return needed

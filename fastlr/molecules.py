@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from fastlr.conditions import ARRAYS, INFO
-from fastlr.graph import MIN_DISTANCE, SMALL, CoulombSettings, Graph, species_table, stated_charge
+from fastlr.conditions import mentions_conditions
+from fastlr.graph import MIN_DISTANCE, SMALL, CoulombSettings, Graph
 from fastlr.kernels.ewald.tables import molecule_tables
+from fastlr.structure_checks import FARTHEST, species_table
+from fastlr.total_charge import stated_charge, warn_of_unused_charge
 
 TOGETHER = 256  # molecules; their distances are then some MB
 
@@ -28,8 +30,11 @@ def runs(structures: Sequence[Atoms]) -> Iterator[range]:
 
 
 def _is_small(atoms: Atoms) -> bool:
-    stated = any(key in atoms.arrays for key in ARRAYS) or any(key in atoms.info for key in INFO)
-    return 0 < len(atoms) <= SMALL and not atoms.pbc.any() and not stated
+    if not 0 < len(atoms) <= SMALL or atoms.pbc.any() or mentions_conditions(atoms):
+        return False
+    positions, numbers = atoms.arrays["positions"], atoms.arrays["numbers"]  # as ASE makes them
+    usual = type(positions) is np.ndarray and positions.dtype == np.float64 and numbers.dtype.kind == "i"
+    return usual and positions.shape == (len(numbers), 3)
 
 
 def molecules_graph(
@@ -54,10 +59,16 @@ def molecules_graph(
     """
     sizes = np.array([len(atoms) for atoms in molecules])
     positions = np.concatenate([atoms.positions for atoms in molecules])
-    kinds = species_table(tuple(species))[np.concatenate([atoms.numbers for atoms in molecules])]
-    if (kinds < 0).any() or not np.isfinite(positions).all():
+    numbers, table = np.concatenate([atoms.numbers for atoms in molecules]), species_table(tuple(species))
+    if not (np.abs(positions) <= FARTHEST).all():
         return None
+    if numbers.min() < 0 or numbers.max() >= len(table) or (table[numbers] < 0).any():
+        return None
+    kinds = table[numbers]
     total = [stated_charge(*pair, start + k) or 0.0 for k, pair in enumerate(zip(molecules, charges, strict=True))]
+    if coulomb is None and any(total):
+        first = next(k for k, charge in enumerate(total) if charge)
+        warn_of_unused_charge(total[first], molecules[first], start + first)
     n, ptr = len(positions), np.concatenate([[0], sizes.cumsum()])
     batch = np.repeat(np.arange(len(sizes)), sizes)
     # all pairs of each molecule, an atom with itself too: row i has the atoms of its molecule

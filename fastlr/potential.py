@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_lar
 from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .engine.precision import Precision
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
-from .graph import CoulombSettings, Graph, each_charge
+from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
 from .memory import Counts, MemoryModel, available_bytes, list_bytes
@@ -37,6 +37,9 @@ from .models.values import require_as_configured
 from .models.watch import Watch
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
+from .standard_settings import each_with_standard_settings, standard_settings
+from .structure_checks import as_structures
+from .total_charge import each_charge
 
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
 
@@ -84,6 +87,7 @@ class Prediction:
     charge_solution: Report | None = None
 
 
+@standard_settings()
 def load(
     model: str | Path,
     *,
@@ -127,6 +131,7 @@ class Potential:
         name: what reports call it.
     """
 
+    @standard_settings()
     def __init__(
         self,
         model: torch.nn.Module,
@@ -145,6 +150,7 @@ class Potential:
         self._watch: Watch | None = None
         self.use(*("auto" if choice is None else choice for choice in (backend, device)))
 
+    @standard_settings()
     def use(self, backend: str = "auto", device: str | torch.device | None = None) -> Potential:
         """Switch backend and device; checks parity with the reference again.
 
@@ -326,6 +332,7 @@ class Potential:
             )
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
+    @standard_settings()
     def predict(
         self,
         atoms: Atoms | Sequence[Atoms],
@@ -350,13 +357,13 @@ class Potential:
         """
         if isinstance(atoms, Atoms):
             return next(self._predictions([atoms], charge, forces, False))
-        return list(self._predictions(_structures(atoms), charge, forces, progress))
+        return list(self._predictions(as_structures(atoms), charge, forces, progress))
 
     def iter_predict(
         self, atoms: Sequence[Atoms], charge: float | Sequence[float] | None = None, *, forces: bool = True
     ) -> Iterator[Prediction]:
         """As ``predict`` on a list, one prediction at a time as batches finish."""
-        return self._predictions(_structures(atoms), charge, forces, False)
+        return each_with_standard_settings(self._predictions(as_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
         charge = each_charge(charge, len(structures))
@@ -367,6 +374,7 @@ class Potential:
                     yield prediction
                     advance()
 
+    @standard_settings()
     def evaluate(
         self,
         graph: Graph,
@@ -375,7 +383,7 @@ class Potential:
         *,
         forces: bool = True,
         in_parts: bool = False,
-    ) -> Iterator[Prediction]:
+    ) -> list[Prediction]:
         """Predictions of a batch.
 
         Args:
@@ -390,8 +398,9 @@ class Potential:
             run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
             out, found = evaluate_at_potential(run, self._model.equilibration, graph)
             warn_of_large_charges(found, structures, start)
-            return _split(out, found, start, structures, graph.conditions.chemical_potential, forces)
-        return _split(self._run(graph, forces, in_parts, f"structure {start}"), graph, start, structures)
+            return list(_split(out, found, start, structures, graph.conditions.chemical_potential, forces))
+        out = self._run(graph, forces, in_parts, f"structure {start}")
+        return list(_split(out, graph, start, structures))
 
     def _run(self, graph: Graph, forces: bool = True, in_parts: bool = False, name: str = "") -> dict:
         """Results of a batch whose charges are given."""
@@ -629,25 +638,6 @@ def _split(
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction
-
-
-def _structures(atoms: Iterable[Atoms]) -> list[Atoms]:
-    """A list of structures.
-
-    Raises:
-        InputError: it is something else.
-    """
-    wanted = "structures must be ASE Atoms, one or a list"
-    if isinstance(atoms, (str, Path)):
-        raise InputError(f"{wanted}, got the name of a file: give ase.io.read({str(atoms)!r}, ':')")
-    try:
-        structures = list(atoms)
-    except TypeError:
-        raise InputError(f"{wanted}, got {atoms!r:.100}") from None
-    for index, each in enumerate(structures):
-        if not isinstance(each, Atoms):
-            raise InputError(f"structure {index}: {wanted}, got {each!r:.100}")
-    return structures
 
 
 def _known(values: np.ndarray | None, count: int) -> list[bool]:

@@ -10,7 +10,8 @@ from reference.neighbours import brute_force_edges
 from reference.structures import SPECIES, STRUCTURES
 
 from fastlr.errors import InputError
-from fastlr.graph import CoulombSettings, Graph, total_charge
+from fastlr.graph import CoulombSettings, Graph
+from fastlr.total_charge import total_charge
 
 COULOMB = CoulombSettings((0.4, 0.7, 1.6, 1.0), accuracy=1e-6)
 every_structure = pytest.mark.parametrize("atoms", [make() for make in STRUCTURES.values()], ids=STRUCTURES.keys())

@@ -190,7 +190,7 @@ def memory(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 open("/proc/self/clear_refs", "w").write("5")  # start the peak anew
 before = memory("VmRSS")
-next(potential.evaluate(graph, [structures.salt()]))
+potential.evaluate(graph, [structures.salt()])
 from fastlr.memory import Counts
 print(memory("VmHWM") - before)
 print(potential._memory.bytes_of(Counts.of(graph)))

@@ -9,9 +9,13 @@ import torch
 from ase import Atoms
 
 from fastlr.conditions import conditions_of
-from fastlr.graph import Graph, StructureName, stated_charge
+from fastlr.errors import StructureName
+from fastlr.graph import Graph
 from fastlr.kernels.charge_solver.memory import Memory
 from fastlr.potential import Potential, Prediction
+from fastlr.standard_settings import standard_settings
+from fastlr.structure_checks import usable_positions
+from fastlr.total_charge import stated_charge
 
 SKIN = 1.0  # Å; of 0.4 to 1.2 the fastest for water at 300 K, by a little
 
@@ -40,12 +44,14 @@ class Steps:
         self._in_parts = False
         self._built_for: Atoms | None = None
 
+    @standard_settings()
     def predict(self, atoms: Atoms, charge: float | None = None, *, forces: bool = True) -> Prediction:
         """As ``Potential.predict`` of one structure."""
         graph = self.graph(atoms, charge)
         self.evaluations += 1
-        return next(self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts))
+        return self.potential.evaluate(graph, [atoms], forces=forces, in_parts=self._in_parts)[0]
 
+    @standard_settings()
     def graph(self, atoms: Atoms, charge: float | None = None) -> Graph:
         """The structure as the model takes it, with edges up to its cutoff or, for a plan, those of the whole list.
 
@@ -61,7 +67,7 @@ class Steps:
             if (conditions is None) != (self._list.conditions is None):
                 self._rebuild(atoms, charge)  # which also refuses what the model does not know
                 conditions = self._list.conditions
-            positions = torch.from_numpy(np.array(atoms.positions, np.float64))
+            positions = torch.from_numpy(usable_positions(atoms, name).copy())
             graph = replace(self._list, positions=positions, conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
         if self.potential.plan is None and self.potential.captured is None:  # which leave longer edges out themselves
@@ -79,6 +85,7 @@ class Steps:
             return {}
         return {"list_positions": self._built_for.positions, **self.memory.state()}
 
+    @standard_settings()
     def restore(self, atoms: Atoms, state: dict[str, np.ndarray], charge: float | None = None) -> None:
         """Go on with what ``state`` has told, for a structure like ``atoms`` (whose positions are not read)."""
         self.forget()
@@ -102,6 +109,8 @@ class Steps:
         if built is None or len(built) != len(atoms) or not np.array_equal(built.numbers, atoms.numbers):
             return False
         if not (np.array_equal(built.pbc, atoms.pbc) and np.array_equal(built.cell.array, atoms.cell.array)):
+            return False
+        if np.shape(atoms.positions) != built.positions.shape:
             return False
         moved = ((atoms.positions - built.positions) ** 2).sum(axis=1)
         return bool((moved < (0.5 * self.skin) ** 2).all())  # not for positions that are not finite

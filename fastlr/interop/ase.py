@@ -14,8 +14,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastlr.conditions import ARRAYS, INFO
 from fastlr.engine.steps import Steps
-from fastlr.graph import total_charge
 from fastlr.potential import Potential, Prediction, load
+from fastlr.total_charge import total_charge
 
 
 class FastlrCalculator(Calculator):

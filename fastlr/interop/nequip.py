@@ -10,6 +10,7 @@ from fastlr.kernels.gate.layout import SILU_SCALE, TANH_SCALE
 from fastlr.models import NequIPConfig, build_model, parse_config
 from fastlr.models.nequip import NequIP, hidden_irreps, scalar_irreps
 from fastlr.potential import Potential
+from fastlr.standard_settings import standard_settings
 
 from .nequip_source import check_module, evaluation_of, find_model, float_type_of
 from .nequip_weights import copy_weights, layers_of, nonlinearity_of
@@ -27,6 +28,7 @@ _EXPECTED = {
 }
 
 
+@standard_settings()
 def from_nequip(module: nn.Module, **options) -> Potential:
     """A ``Potential`` with the weights of a ``nequip`` model.
 

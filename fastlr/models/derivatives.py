@@ -7,8 +7,10 @@ from torch import Tensor
 
 from fastlr.conditions import Conditions
 from fastlr.graph import Graph
+from fastlr.standard_settings import standard_settings
 
 
+@standard_settings()
 def evaluate(model, graph: Graph, *, forces: bool = True, create_graph: bool = False) -> dict[str, Tensor]:
     """Everything a model predicts for a batch.
 

@@ -11,6 +11,7 @@ from fastlr.nn.charge_equilibration import ChargeEquilibration
 from fastlr.nn.linear import NodeAttributes
 from fastlr.nn.mlp import ScalarMLP
 from fastlr.nn.scale_shift import ScaleShift
+from fastlr.standard_settings import standard_settings
 
 from .config import NequIPLRConfig
 from .nequip import (
@@ -83,6 +84,7 @@ class NequIPLR(nn.Module):
         self.scale_shift = energy_scale_shift(config)
         cast(self, config.torch_dtype)
 
+    @standard_settings(gradients=False)
     def forward(self, graph: Graph) -> dict[str, Tensor]:
         """Energies and charges of a batch.
 

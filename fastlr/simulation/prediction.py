@@ -6,10 +6,10 @@ from pathlib import Path
 from ase import Atoms
 
 from fastlr.errors import FastlrError
-from fastlr.graph import total_charge
 from fastlr.interop.ase import ase_results
 from fastlr.kernels.files import replacing
 from fastlr.potential import Potential
+from fastlr.total_charge import total_charge
 
 from .structures import extxyz, with_results
 

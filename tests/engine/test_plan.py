@@ -218,7 +218,7 @@ def test_positions_that_are_no_numbers(name):
     graph = potential.graph(structures.salt())
     graph.positions[3, 1] = torch.nan
     with pytest.raises((NonFiniteError, InputError)):
-        next(potential.evaluate(graph, [structures.salt()]))
+        potential.evaluate(graph, [structures.salt()])
 
 
 def test_a_wrong_plan_does_not_load(monkeypatch):

@@ -1,0 +1,148 @@
+"""The total charge of a structure, from all the places where structures state one."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from math import isfinite
+from numbers import Real
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from .conditions import conditions_of, require_electrons
+from .errors import InputError, StructureName
+
+# Names in ``atoms.info``, in small letters without what separates words, as files and data sets have them.
+CHARGE_NAMES = frozenset(
+    ["charge", "totalcharge", "totcharge", "netcharge", "systemcharge", "molecularcharge", "molcharge", "formalcharge"]
+)
+SPIN_NAMES = frozenset(["spin", "totalspin", "multiplicity", "spinmultiplicity", "mult"])
+CLOSE = 0.01  # e; charges of atoms are written with few digits
+
+
+def each_charge(charge: float | Sequence[float] | None, count: int) -> list[float | None]:
+    """A default charge for each structure, of one for all or one for each.
+
+    Raises:
+        InputError: there are more or fewer, or it is no sequence.
+    """
+    if charge is None or np.ndim(charge) == 0:
+        return [charge] * count
+    if len(charge) != count:
+        raise InputError(f"{count} structures but {len(charge)} charges were given")
+    return list(charge)
+
+
+def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float:
+    """Total charge of a structure in e: the stated one, else 0; or the sum of those of its fragments, if it names any
+    (see ``conditions.conditions_of``)."""
+    return conditions_of(atoms, StructureName(atoms, index), stated_charge(atoms, default, index))[1]
+
+
+def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
+    """The total charge in e that a structure states, else ``default``; None if neither is there.
+
+    A structure states it in ``atoms.info["charge"]``, or under another of ``CHARGE_NAMES`` ("total_charge", ...), or by
+    initial charges of its atoms that are not all zero, whose sum must then be a whole number within ``CLOSE``. None
+    states nothing. Of spins, on which no model depends, a warning tells once.
+
+    Raises:
+        InputError: it is no finite number, beyond the number of electrons, or stated twice and differently.
+    """
+    found: dict[str, float] = {}
+    for key, value in atoms.info.items():
+        meaning = _meaning(key) if value is not None else None
+        if meaning == "charge":
+            found[f"atoms.info[{key!r}]"] = _charge(value, f"atoms.info[{key!r}]", atoms, index)
+        elif meaning == "spin":
+            _warn_of_spin(key, value, atoms, index)
+    if "initial_magmoms" in atoms.arrays and atoms.arrays["initial_magmoms"].any():
+        _warn_of_spin("initial_magmoms", "not zero", atoms, index)
+    argument = None if default is None else _charge(default, "the argument 'charge'", atoms, index)
+    where, stated = next(iter(found.items()), ("the argument 'charge'", argument))
+    for other, value in found.items():
+        if value != stated:
+            raise _contradiction(atoms, index, where, stated, other, value)
+    if "initial_charges" in atoms.arrays and atoms.arrays["initial_charges"].any():
+        stated = _by_initial_charges(atoms, index, where, stated)
+    return stated
+
+
+def _charge(value, where: str, atoms: Atoms, index: int) -> float:
+    """A number in e, checked."""
+    if isinstance(value, (np.ndarray, torch.Tensor)) and np.prod(value.shape) == 1:
+        value = value.item()
+    try:
+        usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
+        usable = False
+    if not usable:
+        raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r} as {where}")
+    require_electrons(float(value), atoms.numbers, StructureName(atoms, index))
+    return float(value)
+
+
+def _by_initial_charges(atoms: Atoms, index: int, where: str, stated: float | None) -> float:
+    """The stated total charge, or the one to which the initial charges of the atoms add up.
+
+    Raises:
+        InputError: these are two, or the sum is no whole number.
+    """
+    total = float(np.sum(atoms.arrays["initial_charges"], dtype=np.float64))
+    if stated is not None:
+        if not abs(total - stated) <= CLOSE:
+            raise _contradiction(atoms, index, where, stated, "the sum of its initial charges", total)
+        return stated
+    if not abs(total - np.round(total)) <= CLOSE:
+        raise InputError(
+            f"{StructureName(atoms, index)}: its initial charges add up to {total:.4g} e, which is no whole number; "
+            "state the total charge in atoms.info['charge'], or remove them (atoms.set_initial_charges(None))"
+        )
+    return _charge(float(np.round(total)), "the sum of its initial charges", atoms, index)
+
+
+def _contradiction(atoms: Atoms, index: int, where: str, value: float, other: str, differs: float) -> InputError:
+    return InputError(
+        f"{StructureName(atoms, index)}: {where} says a total charge of {value:.6g} e, but {other} {differs:.6g} e; "
+        "keep the right one"
+    )
+
+
+@cache
+def _meaning(key) -> str | None:
+    """What a name in ``atoms.info`` stands for: "charge", "spin", or nothing of concern."""
+    if not isinstance(key, str):
+        return None
+    plain = "".join(letter for letter in key.lower() if letter.isalnum())
+    return "charge" if plain in CHARGE_NAMES else "spin" if plain in SPIN_NAMES else None
+
+
+_warned: set[str] = set()
+
+
+def warn_once(key: str, message: str) -> None:
+    """Warn, but once in this process for each ``key``."""
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_spin(key: str, value, atoms: Atoms, index: int) -> None:
+    singlet = np.isscalar(value) and value == (1 if "mult" in key.lower() else 0)
+    if not singlet and key not in _warned:
+        warn_once(
+            key,
+            f"{StructureName(atoms, index)}: states {key!r} ({value!r:.40}), on which no model of fastlr depends: its "
+            "energy is that of the spin states the model was trained on (said once)",
+        )
+
+
+def warn_of_unused_charge(charge: float, atoms: Atoms, index: int) -> None:
+    """Tell once that a model without charges does not see the total charge (e) of a structure."""
+    if charge and "charge" not in _warned:
+        warn_once(
+            "charge",
+            f"{StructureName(atoms, index)}: has a charge of {charge:g} e, on which this model, one without charges, "
+            "does not depend (said once)",
+        )
