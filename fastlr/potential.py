@@ -225,6 +225,10 @@ class Potential:
             raise InputError(f"memory_budget must be a number of bytes, or None, got {budget!r:.100}")
         self._memory_budget = budget
 
+    def fingerprint(self) -> str:
+        """Text that identifies configuration and weights."""
+        return fingerprint(self._model)
+
     def require_unchanged(self) -> None:
         """Make sure that what evaluates is made of the weights that ``model`` has.
 
