@@ -229,13 +229,16 @@ class Potential:
         """Text that identifies configuration and weights."""
         return fingerprint(self._model)
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self, thorough: bool = False) -> None:
         """Make sure that what evaluates is made of the weights that ``model`` has.
+
+        Args:
+            thorough: see ``Watch.has_seen_change``.
 
         Raises:
             InputError: it is not.
         """
-        if self._watch.has_seen_change():
+        if self._watch.has_seen_change(thorough):
             raise InputError(
                 f"the weights or settings of {self.name!r} were changed since it was made ready; call potential.use() "
                 "to evaluate with what they are now, or make a new Potential"
@@ -370,6 +373,7 @@ class Potential:
         return each_with_standard_settings(self._predictions(as_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
+        self.require_unchanged(thorough=True)
         charge = each_charge(charge, len(structures))
         with _progress(len(structures), progress) as advance:
             for start, graphs, in_parts in self._batches(structures, charge):

@@ -16,7 +16,7 @@ from fastlr import Potential
 from fastlr.backends import resolve
 from fastlr.engine.steps import Steps
 from fastlr.errors import BackendError, CheckpointError, ConfigError, FastlrError, InputError
-from fastlr.models import build_model
+from fastlr.models import build_model, watch
 from fastlr.models.tables import tabulate
 
 KINDS = ["nequip", "lr"]
@@ -103,7 +103,7 @@ def test_changed_weights_are_refused_until_they_are_used(kind, backend, change):
     assert energy(potential) == steps.predict(structures.water()).energy == new
 
 
-@pytest.mark.parametrize("change", [scale, replace_data, replace_parameter, replace_module, load_weights])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_who_kept_the_model_is_noticed_too(change):
     """Without asking for it again."""
     potential = Potential(small_model("lr"))
@@ -112,6 +112,24 @@ def test_who_kept_the_model_is_noticed_too(change):
     change(model)
     with pytest.raises(InputError, match="were changed"):
         energy(potential)
+
+
+def test_large_models_are_compared_in_turn(monkeypatch):
+    monkeypatch.setattr(watch, "WINDOW", 1000)
+    monkeypatch.setattr(watch, "MOST", 2000)
+    potential = Potential(small_model("lr"))
+    model = potential.model
+    energy(potential)
+    write_data(model)
+    steps, size = Steps(potential), sum(tensor.nbytes for tensor in model.state_dict().values())
+    for number, evaluate in (
+        (size // 500, partial(steps.predict, structures.water())),
+        (1, partial(energy, potential)),
+    ):
+        with pytest.raises(InputError, match="were changed"):
+            for _ in range(number):
+                evaluate()
+        monkeypatch.setattr(watch, "MOST", 2 * size)
 
 
 def to_double(model):
