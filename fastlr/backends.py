@@ -202,6 +202,15 @@ class Operations:
         return rows
 
 
+class NoOperations:
+    """For layers that are read, not run."""
+
+    def tensor_product(self, program) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+    tabulated_product = tensor_product
+
+
 def _named(name: str):
     """The object called "module:attribute"."""
     module, attribute = name.split(":")
@@ -210,7 +219,7 @@ def _named(name: str):
 
 def obstacle(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
     """Why backend ``name`` cannot serve on this machine, or None if it can."""
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         return f"there is no such backend; there are {', '.join(BACKENDS)}"
     return BACKENDS[name].obstacle(torch.device(device), dtype)
 
@@ -240,7 +249,7 @@ def resolve(
     else:
         why_not = obstacle(backend, device, dtype)
         if why_not:
-            raise BackendError(f"backend '{backend}' cannot serve on {device}: {why_not}")
+            raise BackendError(f"backend {str(backend)!r:.50} cannot serve on {device}: {why_not}")
     left_out = left_out or {}
     offered = set(BACKENDS[backend].implements) - set(left_out)
     chosen = {operation: backend if operation in offered else "reference" for operation in OPERATIONS}

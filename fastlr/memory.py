@@ -4,10 +4,13 @@ import ctypes
 import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from ase import Atoms
 
-from .graph import Graph
+from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.solvers import LARGEST_DENSE
+from .kernels.ewald.tables import SMALLEST_MESH
 from .nn.interaction import InteractionLayer
 
 WORKSPACE = 8 * 2**20  # bytes that libraries keep for themselves, whatever the structure
@@ -132,3 +135,38 @@ class MemoryModel:
         else:
             numbers = 5 * pairs + 12 * LARGEST_DENSE**2 + largest * (8 * factors + 100) + 8 * mesh
         return WORKSPACE + edges * self.per_edge + nodes * self.per_node + 8 * numbers
+
+
+SMALL = 500  # atoms, of which lists are short for cutoffs of up to
+SHORT = 10.0  # Å
+EDGE, PAIR, WAVE = 150, 60, 20  # bytes while lists of them are made; what stays of an edge is a third
+
+
+@np.errstate(all="ignore")
+def list_bytes(atoms: Atoms, r_max: float, coulomb: CoulombSettings | None = None) -> float:
+    """About how much memory it takes to list the neighbours of a structure within ``r_max`` (Å), and what its Coulomb
+    sum visits, from its density alone; zero where that is little."""
+    if not isinstance(atoms, Atoms):  # which is refused elsewhere, as are cells without a volume
+        return 0.0
+    n, eta = len(atoms), coulomb and coulomb.eta
+    if n < SMALL and r_max <= SHORT and not eta:
+        return 0.0
+    pbc, cell = np.asarray(atoms.pbc, bool), np.asarray(atoms.cell.array, np.float64)
+    spread = np.ptp(atoms.positions, axis=0) if n else np.zeros(3)
+    # in directions that are not periodic, as far as an atom sees; lists of molecules hold each pair once more
+    lengths = np.where(pbc, np.linalg.norm(cell, axis=1), spread + r_max)
+    volume = abs(np.linalg.det(cell)) if pbc.all() else 2.0 * lengths.prod()
+    if not (np.isfinite(volume) and volume > 0.0):
+        return 0.0
+    needed = EDGE * min(n * n * _sphere(r_max) / volume, float(n * n) if not pbc.any() else np.inf)
+    if coulomb is None or not pbc.all():
+        return needed
+    reach = float(np.sqrt(-2.0 * np.log(coulomb.accuracy)))
+    needed += PAIR * n * n * _sphere(reach * (eta or 0.0)) / volume
+    if eta and n <= SMALLEST_MESH:
+        needed += WAVE * volume * (reach / eta) ** 3 / (12.0 * np.pi**2)
+    return needed
+
+
+def _sphere(radius: float) -> float:
+    return 4.0 / 3.0 * np.pi * radius**3

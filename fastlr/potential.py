@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from ase import Atoms
 
 from . import checkpoint
 from .backends import resolve
-from .checks.inference import InferenceCheck, check_inference
+from .checks.inference import InferenceCheck, check_inference, require_sense
 from .checks.operations import Parity, check_operations
 from .checks.stored import fingerprint, stored
 from .engine.charges import require_right_charges
@@ -25,11 +28,13 @@ from .errors import BackendError, CheckpointError, InputError, NonFiniteError
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
-from .memory import Counts, MemoryModel, available_bytes
-from .models import ModelConfig, build_model
+from .memory import Counts, MemoryModel, available_bytes, list_bytes
+from .models import ModelConfig, NequIPConfig, build_model
 from .models.derivatives import evaluate
 from .models.pieces import Pieces
-from .models.tables import find_size, interpolate_networks, without_tables
+from .models.tables import embeddings, find_size, interpolate_networks, without_tables
+from .models.values import require_as_configured
+from .models.watch import Watch
 from .molecules import molecules_graph, runs
 from .pretrained import available_models, model_path
 from .standard_settings import each_with_standard_settings, standard_settings
@@ -87,8 +92,8 @@ def load(
     model: str | Path,
     *,
     backend: str = "auto",
-    device: str = "auto",
-    dtype: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
     memory_budget: float | None = None,
 ) -> Potential:
     """Load a model for inference.
@@ -97,29 +102,27 @@ def load(
         model: name of a bundled model (``fastlr.available_models()``) or path of a .safetensors file.
         backend: "auto", or a name in ``fastlr.backends.BACKENDS``.
         device: "auto" (a GPU if there is one), or a PyTorch device.
-        dtype: "float32" or "float64"; default: as the model was saved.
+        dtype: "float32" or "float64", or PyTorch's; default: as the model was saved.
         memory_budget: bytes that one evaluation may use; default: 60% of what is free at each call.
 
     Raises:
         CheckpointError: there is no such model, or its file is not sound.
         BackendError: the backend cannot serve, or fails the parity check against the reference.
+        InputError: another argument is none of these.
     """
-    path = model_path(str(model)) or Path(model)
-    if not path.exists() and not path.suffix:
-        raise CheckpointError(f"no bundled model is named '{model}' (there are: {', '.join(available_models())})")
-    config, state, card = checkpoint.load_checkpoint(path)
-    if dtype is not None:
-        if dtype not in ("float32", "float64"):
-            raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-        config = config.model_copy(update={"dtype": dtype})
+    path = _model_file(model)
+    config, state, card = checkpoint.load_checkpoint(path, _float_type(dtype))
     with torch.random.fork_rng(devices=[]):  # weights that are drawn, to be overwritten
         module = build_model(config)
     checkpoint.load_state(module, state, path)
+    require_sense(module, coulomb_settings(config), path)
     return Potential(module, card, backend=backend, device=device, memory_budget=memory_budget, name=str(model))
 
 
 class Potential:
     """A model ready for use: structures in, ``Prediction`` out.
+
+    It is of the weights as they are now: the model is copied, and may be trained further.
 
     Args:
         model: ``NequIP`` or ``NequIPLR``.
@@ -135,25 +138,40 @@ class Potential:
         card: dict | None = None,
         *,
         backend: str = "auto",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         memory_budget: float | None = None,
         name: str = "model",
     ):
-        self.model = model.eval().requires_grad_(False)
+        self._model = _own_copy(model)
         self.card = card or {}
         self.name = name
         self.memory_budget = memory_budget
-        self.config: ModelConfig = model.config
-        self.use(backend, device)
+        self._config: ModelConfig = self._model.config
+        self._watch: Watch | None = None
+        self.use(*("auto" if choice is None else choice for choice in (backend, device)))
 
     @standard_settings()
-    def use(self, backend: str = "auto", device: str | None = None) -> Potential:
-        """Switch backend and device; checks parity with the reference again."""
+    def use(self, backend: str = "auto", device: str | torch.device | None = None) -> Potential:
+        """Switch backend and device; checks parity with the reference again.
+
+        This is also what takes notice of weights of ``model`` that were changed. After an error all is as it was.
+        """
+        before, where = dict(vars(self)), self.device
+        serving = [(part, part.table_intervals, part.kept_tables) for part in embeddings(self._model)]
+        try:
+            return self._set_up(backend, device)
+        except BaseException:
+            if self._watch is not None:
+                self._restore(before, where, serving)
+            raise
+
+    def _set_up(self, backend: str, device: str | torch.device | None) -> Potential:
         device = _usable_device(device if device is not None else self.device)
-        operations = resolve(backend, device, self.config.torch_dtype)
-        self.model.to(device).use(operations)
-        without_tables(self.model)
-        self.settings = inference_settings(self.model)
+        operations = resolve(backend, device, self._config.torch_dtype)
+        require_as_configured(self._model)
+        self._model.eval().requires_grad_(False).to(device).use(operations)
+        without_tables(self._model)
+        self.settings = inference_settings(self._model)
         self.operations, self.plan, self.captured, self.tables = operations, None, None, None
         self.parity: list[Parity] = []
         self.inference_check: InferenceCheck | None = None
@@ -166,11 +184,77 @@ class Potential:
             self._plan()
         else:
             self._operate(device)
+        self._watch = Watch(self._model, self._watch is not None and self._watch.is_handed_out)
         return self
+
+    def _restore(self, before: dict, where: torch.device, serving: list) -> None:
+        """Serve as before an attempt to serve otherwise."""
+        vars(self).clear()
+        vars(self).update(before)
+        if self.device != where:  # what was captured reads memory that has been left
+            self._set_up(self.operations.backend, where)
+            return
+        self._model.use(self.operations)
+        for part, intervals, tables in serving:
+            part.table_intervals, part.kept_tables = intervals, tables
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The potential's own copy of the model. Once its weights are changed, evaluations are refused until ``use``
+        has been called."""
+        return self._watch.hand_out()
+
+    @property
+    def config(self) -> ModelConfig:
+        """A copy of the model's configuration."""
+        return self._config.model_copy(deep=True)
+
+    @property
+    def r_max(self) -> float:
+        """Cutoff of the edges, Å."""
+        return self._config.r_max
+
+    @property
+    def memory_budget(self) -> float | None:
+        """Bytes that one evaluation may use; None for 60% of what is free at each call."""
+        return self._memory_budget
+
+    @memory_budget.setter
+    def memory_budget(self, budget: float | None) -> None:
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Real) or not budget >= 0):
+            raise InputError(f"memory_budget must be a number of bytes, or None, got {budget!r:.100}")
+        self._memory_budget = budget
+
+    def fingerprint(self) -> str:
+        """Text that identifies configuration and weights."""
+        return fingerprint(self._model)
+
+    def require_unchanged(self, thorough: bool = False) -> None:
+        """Make sure that what evaluates is made of the weights that ``model`` has.
+
+        Args:
+            thorough: see ``Watch.has_seen_change``.
+
+        Raises:
+            InputError: it is not.
+        """
+        if self._watch.has_seen_change(thorough):
+            raise InputError(
+                f"the weights or settings of {self.name!r} were changed since it was made ready; call potential.use() "
+                "to evaluate with what they are now, or make a new Potential"
+            )
+
+    def __copy__(self) -> Potential:
+        """Copies share nothing: one may be put to other use."""
+        return deepcopy(self)
+
+    def __getstate__(self) -> dict:
+        self.require_unchanged()
+        return vars(self)
 
     def _plan(self) -> None:
         """Evaluate by the inference plan."""
-        plan = self.operations.executor(self.model, self.tables[0])
+        plan = self.operations.executor(self._model, self.tables[0])
         checks = [self._checked(run) for run in plan.regimes()]
         self.inference_check = max(checks, key=lambda check: check.forces)
         self.plan, self._memory = plan, plan.memory
@@ -178,22 +262,22 @@ class Potential:
     def _operate(self, device: torch.device) -> None:
         """Evaluate operation by operation, by autograd."""
         operations = self.operations
-        self.parity = check_operations(self.model, operations)
+        self.parity = check_operations(self._model, operations)
         dense = operations.chosen["charge_equilibration"] == "reference"
-        self._memory = MemoryModel.of_autograd(self.model, dense)
+        self._memory = MemoryModel.of_autograd(self._model, dense)
         # those who choose float64 want the digits that a table's derivatives lack
-        if operations.chosen["tabulated_product"] != "reference" and self.config.torch_dtype == torch.float32:
+        if operations.chosen["tabulated_product"] != "reference" and self._config.torch_dtype == torch.float32:
             self.tables = self._table_size()
             if self.tables is not None:
-                interpolate_networks(self.model, self.tables[0], keep=True)
+                interpolate_networks(self._model, self.tables[0], keep=True)
         if operations.executor is not None and operations.backend != "cpu":
             self._capture()
         elif operations.backend != "reference":
-            self.inference_check = self._checked(lambda graph: evaluate(self.model, graph.to(device)))
+            self.inference_check = self._checked(lambda graph: evaluate(self._model, graph.to(device)))
 
     def _capture(self) -> None:
         """Launch the kernels of small structures together, if this GPU can."""
-        captured = self.operations.executor(self.model)
+        captured = self.operations.executor(self._model)
         try:
             self.inference_check = self._checked(captured.evaluate)
         except BackendError:
@@ -206,13 +290,13 @@ class Potential:
 
     def _checked(self, run: Callable[[Graph], dict[str, torch.Tensor]]) -> InferenceCheck:
         """Compare an executor with the reference, with finer Coulomb sums where forces need them."""
-        whole = coulomb_settings(self.config)
+        whole = coulomb_settings(self._config)
         while True:
             try:
-                return check_inference(run, self.model, whole, self.settings)
-            except BackendError:
+                return check_inference(run, self._model, whole, self.settings)
+            except BackendError as error:
                 if whole is None or self.settings.accuracy <= whole.accuracy:
-                    raise
+                    raise BackendError(f"{self.name}: {error}") from None
                 finer = max(self.settings.accuracy / FINER, whole.accuracy)
                 self.settings = replace(self.settings, accuracy=finer)
 
@@ -220,32 +304,39 @@ class Potential:
         """As ``find_size``, from disk if that was found before."""
 
         def find() -> dict[str, torch.Tensor]:
-            size, error = find_size(self.model) or (0, 0.0)
+            size, error = find_size(self._model) or (0, 0.0)
             return {"intervals": torch.tensor(size), "error": torch.tensor(error, dtype=torch.float64)}
 
-        found = stored("table_size", fingerprint(self.model), find)
+        found = stored("table_size", fingerprint(self._model), find)
         return (int(found["intervals"]), float(found["error"])) if found["intervals"] else None
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self._model.type_embedding.weight.device
 
     @property
     def species(self) -> list[str]:
         """Chemical symbols that the model knows."""
-        return list(self.config.species)
+        return list(self._config.species)
 
     @property
     def has_charges(self) -> bool:
-        return self.config.kind == "nequip-lr"
+        return self._config.kind == "nequip-lr"
 
     def graph(self, atoms: Atoms | Sequence[Atoms], charge: float | Sequence[float] | None = None) -> Graph:
         """Structures as the batch that the model takes (on the CPU); see ``Graph.from_atoms``."""
-        return Graph.from_atoms(atoms, self.species, self.config.r_max, self.settings, charge)
+        return Graph.from_atoms(atoms, self.species, self._config.r_max, self.settings, charge)
 
     def single_graph(self, atoms: Atoms, charge: float | None = None, index: int = 0, skin: float = 0.0) -> Graph:
         """One structure as a batch of one; errors call it structure ``index``. See ``Graph.single``."""
-        config = self.config
+        config = self._config
+        needed = list_bytes(atoms, config.r_max + skin, self.settings)
+        if needed and (needed > (free := available_bytes(torch.device("cpu"))) or needed / 4.0 > self._budget()):
+            raise InputError(
+                f"structure {index} ({len(atoms)} atoms): to list the neighbours within {config.r_max:g} Å takes about "
+                f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free (memory_budget: "
+                f"{self._budget() / 2**30:,.1f} GiB); is the cell in Å?"
+            )
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
     @standard_settings()
@@ -282,6 +373,7 @@ class Potential:
         return each_with_standard_settings(self._predictions(as_structures(atoms), charge, forces, False))
 
     def _predictions(self, structures, charge, forces, progress) -> Iterator[Prediction]:
+        self.require_unchanged(thorough=True)
         charge = each_charge(charge, len(structures))
         with _progress(len(structures), progress) as advance:
             for start, graphs, in_parts in self._batches(structures, charge):
@@ -307,11 +399,12 @@ class Potential:
             forces: whether to compute forces and stress.
             in_parts: part by part, as ``check_memory`` tells of one structure.
         """
+        self.require_unchanged()
         if self.has_charges and graph.memory is None:
             graph = replace(graph, memory=Memory())  # for its reports
         if is_fixed(graph):  # which takes the derivative by the total charge
             run = partial(self._run, in_parts=in_parts, name=f"structure {start}")
-            out, found = evaluate_at_potential(run, self.model.equilibration, graph)
+            out, found = evaluate_at_potential(run, self._model.equilibration, graph)
             warn_of_large_charges(found, structures, start)
             return list(_split(out, found, start, structures, graph.conditions.chemical_potential, forces))
         out = self._run(graph, forces, in_parts, f"structure {start}")
@@ -327,8 +420,8 @@ class Potential:
             return self.captured.evaluate(graph, forces=forces)
         on_device = graph.to(self.device)
         if self.has_charges:
-            require_right_charges(self.model.equilibration, on_device, by_autograd=True)
-        return evaluate(self.model, on_device, forces=forces)
+            require_right_charges(self._model.equilibration, on_device, by_autograd=True)
+        return evaluate(self._model, on_device, forces=forces)
 
     def check_memory(self, graph: Graph) -> bool:
         """Whether one structure is so large that it has to be evaluated part by part."""
@@ -339,7 +432,7 @@ class Potential:
         # what parts are taken from, and the charges, which have none
         whole = graph.num_bytes + needed(Counts.of(graph).charges) - needed(Counts(0, 0))
         left = self._budget() - whole
-        plan = self.plan or Pieces(self.model)
+        plan = self.plan or Pieces(self._model)
         if not self._parts_are_checked:
             self._checked(lambda box: evaluate_in_parts(plan, box, halved(), forces=True))
             self._parts_are_checked = True
@@ -377,7 +470,7 @@ class Potential:
 
     def _graphs(self, structures, charges, budget: float) -> Iterator[tuple[int, Graph]]:
         """(index of the first structure, graph): small molecules together, everything else one by one."""
-        config = self.config
+        config = self._config
         for some in runs(structures):
             if len(some) > 1:
                 known, own = ([values[k] for k in some] for values in (structures, charges))
@@ -396,14 +489,14 @@ class Potential:
 
     def save(self, path: str | Path) -> None:
         """Write the model to one .safetensors file."""
-        checkpoint.save_checkpoint(path, self.config, self.model.state_dict(), self.card)
+        checkpoint.save_checkpoint(path, self._config, self._model.state_dict(), self.card)
 
     def report(self) -> str:
         """Which implementation serves each operation, with the parity measured at load; the plan and its stages."""
         parity = {row.operation: f"parity {row.error:.1e}" for row in self.parity}
         lines = [
-            f"{self.name}: {self.config.kind}, {sum(p.numel() for p in self.model.parameters())} parameters, "
-            f"{self.config.dtype} on {self.device}, backend '{self.operations.backend}'"
+            f"{self.name}: {self._config.kind}, {sum(p.numel() for p in self._model.parameters())} parameters, "
+            f"{self._config.dtype} on {self.device}, backend '{self.operations.backend}'"
         ]
         for operation, served_by, remark in self.operations.table():
             if served_by != "reference" and operation not in parity:
@@ -429,7 +522,42 @@ class Potential:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"<fastlr.Potential {self.name}: {self.config.kind} for {' '.join(self.species)} on {self.device}>"
+        return f"<fastlr.Potential {self.name}: {self._config.kind} for {' '.join(self.species)} on {self.device}>"
+
+
+def _model_file(model: str | Path) -> Path:
+    """The file of a bundled model, or of another."""
+    if not isinstance(model, (str, os.PathLike)) or isinstance(os.fspath(model), bytes):
+        raise InputError(f"a model is named by a string or a path, got {model!r:.100}")
+    path = model_path(str(model)) or Path(model)
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError) as error:  # names too long, or with characters that none may have
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(model)!r:.100} is no name of a model file: {reason}") from None
+    if not is_there and not path.suffix:
+        raise CheckpointError(f"no bundled model is named '{model}' (there are: {', '.join(available_models())})")
+    return path
+
+
+def _float_type(dtype: str | torch.dtype | None) -> str | None:
+    """The name of a float type that models may have."""
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if name is not None and name not in ("float32", "float64"):
+        raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r:.100}")
+    return name
+
+
+def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model without gradients."""
+    if not isinstance(getattr(model, "config", None), NequIPConfig):
+        raise InputError(
+            f"a Potential is made of a model of fastlr, got {model!r:.100}; fastlr.load opens files, and "
+            "fastlr.interop takes over models of other packages"
+        )
+    own = deepcopy(model)
+    own.zero_grad(set_to_none=True)
+    return own
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
@@ -437,11 +565,14 @@ def _usable_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device).item()  # also refuses devices that hold no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch raises any of these
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # also refuses devices that hold no values
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # PyTorch raises any of these
         reason = str(error).strip().partition("\n")[0]
-        raise BackendError(f"device '{device}' cannot be used: {reason}") from None
-    return torch.device(device)
+        raise BackendError(f"device {str(device)!r:.100} cannot be used: {reason}") from None
+    if found.type == "cpu" and found.index:
+        raise BackendError(f"device '{found}' cannot be used: there is one 'cpu'")
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings | None:

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from . import forks  # noqa: F401 (which counts threads after a fork)
+
 _local = threading.local()
 # Seconds: what is known of shared jobs counts half after the first. Who loses by them works alone for the second, and
 # four times as long each time that this comes again soon, up to the third. The last is what may be lost at any time.

@@ -16,8 +16,10 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from . import cache
+from .forks import wait_before_forks
 
 _lock = threading.RLock()
+wait_before_forks(_lock)
 _numbers = itertools.count()
 _linked: list = []  # functions are good for as long as their library is referenced: to the end of the process
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from . import cores, jit
+from .forks import wait_before_forks
 from .threads import BARRIER, barrier_address, run_parallel, run_together
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _lock = threading.Lock()
+wait_before_forks(_lock)
 _addresses: dict[str, int] = {}  # of functions, by symbol
 
 

@@ -3,7 +3,7 @@
 PyTorch on CPUs shares its loops among an OpenMP team whose threads look for more work for a while after each loop. A
 second set of threads would compete with them for the same cores, so kernels run on that very team where its runtime can
 be found, and on a thread pool where it cannot. After a fork the team's threads are gone: a forked process runs on one
-thread.
+thread (see ``forks``), whatever it asks for.
 
 A loop shared among threads ends when the last of them has had its turn. Where other programs keep the cores busy, that
 takes milliseconds, whatever there is to do. So the caller notes how long it waits for the others, and works alone for a

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from reference.models import LR_MODELS, graph_of, predict, small_model
 
 import fastlr
 from fastlr import Potential, Prediction
+from fastlr.engine.steps import Steps
 from fastlr.errors import InputError, NonFiniteError
-from fastlr.memory import WORKSPACE, Counts, available_bytes
+from fastlr.memory import EDGE, WORKSPACE, Counts, available_bytes, list_bytes
 
 KINDS = ["nequip", "lr"]
 both_kinds = pytest.mark.parametrize("name", KINDS)
@@ -143,6 +145,27 @@ class TestMemoryBudget:
     def test_zero_is_no_default(self):
         with pytest.raises(InputError, match="memory budget is 0 GiB"):
             Potential(small_model("nequip"), memory_budget=0).predict(structures.water())
+
+    @both_kinds
+    def test_lists_that_do_not_fit_are_not_made(self, name):
+        """A long cutoff in a large cell, or one given in other units: refused by the density alone."""
+        potential = Potential(small_model(name, r_max=20.0), backend="reference")
+        start = time.monotonic()
+        for atoms in (structures.salt() * (40, 40, 40), structures.salt() * (12, 12, 12)):
+            if len(atoms) < 20_000:
+                atoms.set_cell(0.1 * atoms.cell.array, scale_atoms=True)
+            for asked in (potential, Steps(potential)):
+                with pytest.raises(InputError, match=r"to list the neighbours within 20 Å takes about .* GiB, and"):
+                    asked.predict(atoms)
+        assert time.monotonic() - start < 5.0
+
+    @pytest.mark.parametrize("r_max", [5.0, 9.0])
+    @pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, False, False)])
+    def test_lists_are_estimated_by_the_density(self, r_max, pbc):
+        atoms = structures.salt() * 5
+        atoms.pbc = pbc
+        edges = graph_of(small_model("nequip", r_max=r_max), atoms).num_edges
+        assert 0.3 < list_bytes(atoms, r_max) / (EDGE * edges) < 1.3
 
     def test_available_memory(self):
         assert 1e6 < available_bytes(torch.device("cpu")) < 1e15

@@ -30,6 +30,13 @@ def test_small_and_described(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_nothing_tells_where_it_was_made(name):
+    """No path of the machine on which a model was trained."""
+    config, _, card = load_checkpoint(model_path(name))
+    assert not re.findall(r'"(?:/|~|[A-Za-z]:\\\\)[^"]*"', json.dumps([config.model_dump(), card]))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_numbers_in_the_texts_are_those_of_the_card(name):
     """Each row of the tables, family by family, in the model card; the overall row in the README too."""
     errors = load_checkpoint(model_path(name))[2]["errors"]["test"]

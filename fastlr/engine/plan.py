@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlr.graph import Graph
 from fastlr.kernels.cores import count, torch_on_one_thread
+from fastlr.kernels.forks import Lock
 from fastlr.memory import MemoryModel
 
 from .bound import Bound
@@ -54,9 +55,13 @@ class Plan:
             layers, _ = prune(model.stack, {SCALAR})
             self.charge_layers, self.norms = [], (None, model.stack.norm)
             self.energy_layers = fold_layers(layers, model.stack.norm, first=True, **fold)
-        self.buffers, self.recorder = Buffers(), None
+        self.recorder, self._lock = None, Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Without anything that evaluations leave behind."""
+        self.buffers, self._process = Buffers(), os.getpid()
         self._bound: Bound | None = None
-        self._lock = threading.Lock()
 
     def __reduce__(self):
         """Machine code and buffers belong to a process: a copy is made anew from the model."""
@@ -140,6 +145,8 @@ class Plan:
         """The plan for the edge list of a graph, for one evaluation at a time: buffers serve no more."""
         evaluation = nullcontext() if self.recorder is None else self.recorder.evaluation()
         with torch.no_grad(), self._lock, torch_on_one_thread(), evaluation:
+            if self._process != os.getpid():  # forked, maybe in the middle of another thread's evaluation
+                self._begin()
             if self._bound is None or not self._bound.serves(graph, large):
                 self._bound = Bound(self, graph, large)
             yield self._bound

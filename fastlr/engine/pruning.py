@@ -2,6 +2,7 @@
 
 import torch
 
+from fastlr.backends import NoOperations
 from fastlr.kernels.irreps import Irrep, Irreps
 from fastlr.models.nequip import InteractionStack
 from fastlr.nn.gate import Gate
@@ -47,7 +48,7 @@ def _pruned(layer: InteractionLayer, wanted: set[Irrep]) -> InteractionLayer:
             connection.num_attributes if connection is not None else 0,
             layer.radial_network.dims[:-1],
             connection is not None,
-            _NoOperations(),
+            NoOperations(),
         ).double()
     columns = _gate_columns(layer.gate, new.gate)
     for name, weight in new.linear_1.weights.items():
@@ -96,12 +97,3 @@ def _weight_columns(old, new) -> torch.Tensor:
     known = dict(named(old))
     parts = [known[name] for name, _ in named(new)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
-
-
-class _NoOperations:
-    """For layers that are read, not run."""
-
-    def tensor_product(self, program):
-        return torch.nn.Identity()
-
-    tabulated_product = tensor_product

@@ -88,7 +88,7 @@ class Steps:
             graph = replace(self._list, positions=torch.from_numpy(positions), conditions=conditions)
             graph = replace(graph, charge=graph.charge.new_full((1,), total))
         if self.potential.plan is None and self.potential.captured is None:  # which leave longer edges out themselves
-            graph = graph.within(self.potential.config.r_max)
+            graph = graph.within(self.potential.r_max)
         return replace(graph, memory=self.memory)
 
     def forget(self) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from .config import ModelConfig, NequIPConfig, NequIPLRConfig, parse_config
 
-__all__ = ["ModelConfig", "NequIPConfig", "NequIPLRConfig", "build_model", "parse_config"]
+__all__ = ["ModelConfig", "NequIPConfig", "NequIPLRConfig", "build_model", "expected_tensors", "parse_config"]
 
 
 def build_model(config: ModelConfig, operations=None):
@@ -26,3 +26,17 @@ def build_model(config: ModelConfig, operations=None):
         return {"nequip": NequIP, "nequip-lr": NequIPLR}[config.kind](config, operations)
     finally:
         torch.set_default_dtype(default)
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shapes and float types of all tensors that a model of this configuration holds, by name.
+
+    They are read off the layers themselves, whose weights are neither allocated nor drawn.
+    """
+    from fastlr.backends import NoOperations
+    from fastlr.nn.initial import shapes_alone
+
+    with torch.random.fork_rng(devices=[]), shapes_alone():
+        model = build_model(config.model_copy(update={"dtype": "float32"}), NoOperations())
+    types = {torch.float32: config.torch_dtype}
+    return {name: (value.shape, types.get(value.dtype, value.dtype)) for name, value in model.state_dict().items()}

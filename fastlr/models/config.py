@@ -1,43 +1,73 @@
 """Model configurations: what a model is made of, validated before anything is built."""
 
+from reprlib import repr as shortened
 from typing import Annotated, Literal
 
 import torch
 from ase.data import atomic_numbers
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fastlr.covalent_radii import COVALENT_RADII
 from fastlr.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(ge=1, le=4096)]
-NumLayers = Annotated[int, Field(ge=1, le=64)]
+
+def _no_truth(value):
+    """Refuse what YAML makes of "yes" and "on" in place of a number."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value}")
+    return value
+
+
+def _number(kind: type, **bounds: float):
+    return Annotated[kind, Field(**bounds), BeforeValidator(_no_truth)]
+
+
+# What a number may be. Models that anybody would want lie far inside; beyond, numbers overflow in float32, or a small
+# file asks for more memory and time than there is. How large networks may be is bounded by what a file holds of them.
+PositiveInt = _number(int, ge=1, le=4096)
+NumLayers = _number(int, ge=1, le=64)
+Degree = _number(int, ge=0, le=4)
+Depth = _number(int, ge=0, le=64)
+NumBessels = _number(int, ge=1, le=512)
+NumBins = _number(int, ge=2, le=4096)
+Cutoff = _number(float, ge=1.5, le=30.0)  # Å; bonds are about as long, and within 30 Å of an atom are ten thousand
+CutoffPower = _number(float, ge=2.0, le=100.0)  # two derivatives; (p + 1)(p + 2) cancel down to one
+Neighbours = _number(float, ge=1e-4, le=1e6)
+Scale = _number(float, ge=-1e6, le=1e6)  # eV
+Energy = _number(float, ge=-1e8, le=1e8)  # eV; all electrons of the heaviest element have two million
+Charge = _number(float, ge=1e-3, le=1e3)  # e
+Hardness = _number(float, ge=1e-3, le=1e4)  # eV/e^2; elements have 4 to 25
+Electronegativity = _number(float, ge=-1e4, le=1e4)  # eV/e
+Width = _number(float, ge=0.01, le=4.0)  # Å; pairs are summed one by one up to ten widths
+Splitting = _number(float, ge=0.2, le=10.0)  # Å; waves go with its inverse cubed, and pairs with its cube
+Accuracy = _number(float, ge=1e-15, le=1e-4)  # float64 tells no more, and with less, energies depend on the split
 
 
 class NequIPConfig(BaseModel):
     """A short-range NequIP model (Batzner et al., Nat. Commun. 13, 2453, 2022)."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     kind: Literal["nequip"] = "nequip"
-    species: list[str] = Field(min_length=1)
+    species: list[str] = Field(min_length=1, max_length=len(atomic_numbers) - 1)
     dtype: Literal["float32", "float64"] = "float32"
-    r_max: PositiveFloat = 5.0  # Å
+    r_max: Cutoff = 5.0  # Å
     num_layers: NumLayers = 3
-    l_max: Annotated[int, Field(ge=0, le=4)] = 2
+    l_max: Degree = 2
     parity: bool = True  # keep both parities of each degree
     num_features: PositiveInt | list[PositiveInt] = 32  # channels, for all degrees or for each
     type_embedding_features: PositiveInt | None = None  # default: channels of degree zero
-    radial_depth: Annotated[int, Field(ge=0, le=64)] = 1
+    radial_depth: Depth = 1
     radial_width: PositiveInt = 128
-    num_bessels: PositiveInt = 8
+    num_bessels: NumBessels = 8
     bessel_trainable: bool = False
-    cutoff_p: Annotated[float, Field(ge=2.0)] = 6.0
-    avg_num_neighbors: PositiveFloat | dict[str, PositiveFloat] = 20.0  # for all species or for each
-    readout_depth: Annotated[int, Field(ge=0, le=64)] = 0  # hidden layers
+    cutoff_p: CutoffPower = 6.0
+    avg_num_neighbors: Neighbours | dict[str, Neighbours] = 20.0  # for all species or for each
+    readout_depth: Depth = 0  # hidden layers
     readout_width: PositiveInt | None = None
     readout_nonlinearity: Literal["silu", "mish", "gelu", "tanh", "ssp", "sigmoid", "softplus"] = "silu"
-    energy_scales: float | dict[str, float] = 1.0  # eV
-    energy_shifts: float | dict[str, float] = 0.0  # eV
+    energy_scales: Scale | dict[str, Scale] = 1.0  # eV
+    energy_shifts: Energy | dict[str, Energy] = 0.0  # eV
     energy_scales_trainable: bool = False
     energy_shifts_trainable: bool = False
 
@@ -47,7 +77,7 @@ class NequIPConfig(BaseModel):
         if unknown:
             raise ValueError(f"species: {unknown[0]!r} is not a chemical symbol")
         if len(set(self.species)) != len(self.species):
-            raise ValueError(f"species: a symbol is listed twice in {self.species}")
+            raise ValueError(f"species: a symbol is listed twice in {shortened(self.species)}")
         if isinstance(self.num_features, list) and len(self.num_features) != self.l_max + 1:
             raise ValueError(f"num_features: needs l_max + 1 = {self.l_max + 1} entries, got {self.num_features}")
         for key in self._per_species():
@@ -55,6 +85,9 @@ class NequIPConfig(BaseModel):
             if isinstance(value, dict) and set(value) != set(self.species):
                 raise ValueError(f"{key}: needs an entry for each of {self.species}, got {sorted(value)}")
         return self
+
+    def __setattr__(self, name: str, value) -> None:
+        raise ConfigError(f"model.{name}: a configuration does not change; make another with model_copy(update=...)")
 
     def _per_species(self) -> tuple[str, ...]:
         return ("avg_num_neighbors", "energy_scales", "energy_shifts")
@@ -85,14 +118,14 @@ class NequIPLRConfig(NequIPConfig):
     num_layers: NumLayers = 1
     reuse_features: bool = True  # the energy stack goes on from the features of the charge stack
     charge_encoding: Literal["scalar", "gaussian"] = "scalar"
-    num_charge_bins: Annotated[int, Field(ge=2, le=4096)] = 16  # Gaussian encoding
-    charge_range: PositiveFloat = 2.0  # e; Gaussian bins span minus to plus this
+    num_charge_bins: NumBins = 16  # Gaussian encoding
+    charge_range: Charge = 2.0  # e; Gaussian bins span minus to plus this
     site_energy: bool = True  # whether chi q + J q^2 / 2 counts towards the energy
-    hardness: PositiveFloat | dict[str, PositiveFloat] = 20.0  # eV/e^2, where training starts
-    electronegativity_shifts: float | dict[str, float] = 0.0  # eV/e, where training starts
-    gaussian_widths: PositiveFloat | dict[str, PositiveFloat] | None = None  # Å; default: covalent radii
-    ewald_accuracy: Annotated[float, Field(gt=0.0, lt=1e-2)] = 1e-10
-    ewald_eta: PositiveFloat | None = None  # Å; default: balanced between the two sums
+    hardness: Hardness | dict[str, Hardness] = 20.0  # eV/e^2, where training starts
+    electronegativity_shifts: Electronegativity | dict[str, Electronegativity] = 0.0  # eV/e, where training starts
+    gaussian_widths: Width | dict[str, Width] | None = None  # Å; default: covalent radii
+    ewald_accuracy: Accuracy = 1e-10
+    ewald_eta: Splitting | None = None  # Å; default: balanced between the two sums
 
     @model_validator(mode="after")
     def _check_widths(self):
@@ -131,13 +164,25 @@ def parse_config(data: dict) -> ModelConfig:
 
 def describe(error: ValidationError, prefix: str) -> str:
     """The first problem of a pydantic error as one line that names the key."""
-    first = error.errors()[0]
-    where = ".".join([prefix, *(str(part) for part in first["loc"] if part not in ("nequip", "nequip-lr"))])
+    first = _telling(error.errors())
+    where = ".".join([prefix, *(str(part) for part in first["loc"] if not _is_type(part))])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "this key is not known"
     elif first["type"] in ("union_tag_not_found", "union_tag_invalid"):
         message = "'kind' must be 'nequip' or 'nequip-lr'"
     elif first["type"] != "missing" and first["type"] != "value_error":
-        message = f"{message}, got {first['input']!r}"
+        message = f"{message}, got {shortened(first['input'])}"
     return f"{where}: {message}"
+
+
+def _telling(errors: list[dict]) -> dict:
+    """The first error; of one for each of several types that a value may have, that of the type which it has."""
+    field = errors[0]["loc"][:2]
+    return next((error for error in errors if error["loc"][:2] == field and "_type" not in error["type"]), errors[0])
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a place is the name of a type: of a model, or of one of several types that a value may have."""
+    names = ("nequip", "nequip-lr", "float", "int", "dict", "list", "function-before")
+    return str(part).removeprefix("constrained-").partition("[")[0] in names

@@ -21,7 +21,7 @@ def table_error(model: torch.nn.Module, num_intervals: int) -> tuple[float, floa
     """Worst relative RMS differences between table and network of any layer, of values and of derivatives by the
     length, measured between the knots in float64."""
     worst = [0.0, 0.0]
-    for embedding in _modules(model, EdgeEmbedding):
+    for embedding in embeddings(model):
         roots, r_max = embedding.roots.detach(), embedding.r_max
         knots = torch.arange(num_intervals, dtype=torch.float64, device=roots.device)
         places = torch.cat([knots + 0.2, knots + 0.5])
@@ -87,14 +87,19 @@ def tabulate(model: torch.nn.Module, keep: bool = False) -> tuple[int, float] | 
 
 def interpolate_networks(model: torch.nn.Module, num_intervals: int, keep: bool = False) -> None:
     """Interpolate the radial networks of ``model`` from tables of ``num_intervals`` intervals; ``keep`` as above."""
-    for embedding in _modules(model, EdgeEmbedding):
+    for embedding in embeddings(model):
         embedding.table_intervals, embedding.kept_tables = num_intervals, {} if keep else None
 
 
 def without_tables(model: torch.nn.Module) -> None:
     """Evaluate the radial networks of ``model`` at every edge."""
-    for embedding in _modules(model, EdgeEmbedding):
+    for embedding in embeddings(model):
         embedding.table_intervals = embedding.kept_tables = None
+
+
+def embeddings(model: torch.nn.Module) -> list[EdgeEmbedding]:
+    """The modules of ``model`` that have tables."""
+    return _modules(model, EdgeEmbedding)
 
 
 def _modules(model: torch.nn.Module, kind: type) -> list:

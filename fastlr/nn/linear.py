@@ -10,6 +10,8 @@ from fastlr.backends import Operations, resolve
 from fastlr.kernels.irreps import Irreps
 from fastlr.kernels.irreps_linear.layout import Layout
 
+from .initial import normal
+
 
 def unique_irreps(irreps) -> Irreps:
     """``irreps`` simplified; each irrep must occur once, since features are stored as one block an irrep."""
@@ -38,7 +40,7 @@ class Linear(nn.Module):
         self.layout, self.names = layout.key, _names(self)
         self.weights = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.randn(block.mul_in, block.mul_out))
+                name: nn.Parameter(normal(block.mul_in, block.mul_out))
                 for name, block in zip(self.names, layout.blocks, strict=True)
             }
         )
@@ -85,7 +87,7 @@ class SelfConnection(nn.Module):
         self.layout, self.names, self._sums = layout.key, _names(self), {}
         self.weights = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.randn(block.mul_in, num_attributes, block.mul_out))
+                name: nn.Parameter(normal(block.mul_in, num_attributes, block.mul_out))
                 for name, block in zip(self.names, layout.blocks, strict=True)
             }
         )

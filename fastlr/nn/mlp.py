@@ -4,9 +4,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from math import sqrt
 
-import torch
 from torch import Tensor, nn
 
+from .initial import uniform
 from .nonlinearities import NONLINEARITIES
 
 
@@ -24,9 +24,7 @@ class ScalarMLP(nn.Module):
     def __init__(self, dims: list[int], nonlinearity: str = "silu"):
         super().__init__()
         self.dims, self.nonlinearity = list(dims), nonlinearity
-        self.weights = nn.ParameterList(
-            nn.Parameter((torch.rand(n_in, n_out) * 2.0 - 1.0) * sqrt(3.0)) for n_in, n_out in pairwise(self.dims)
-        )
+        self.weights = nn.ParameterList(nn.Parameter(uniform(n_in, n_out)) for n_in, n_out in pairwise(self.dims))
         self.scales = [sqrt(2.0 if i else 1.0) / sqrt(n_in) for i, n_in in enumerate(self.dims[:-1])]
 
     def forward(self, x: Tensor, mix: Callable[[Tensor], Tensor] | None = None) -> Tensor:

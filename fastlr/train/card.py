@@ -43,6 +43,7 @@ def make_card(config: TrainConfig, data: dict, epoch: int, errors: dict) -> dict
         epoch: whose averaged weights these are.
         errors: set -> errors in meV, Å and me (``metrics``).
     """
+    start = config.training.start_from
     return {
         "trained_with": versions(),
         "training_data": data,
@@ -50,6 +51,7 @@ def make_card(config: TrainConfig, data: dict, epoch: int, errors: dict) -> dict
             "epoch": epoch,
             "loss": config.loss.model_dump(),
             **config.training.model_dump(exclude={"num_workers", "accelerator"}),
+            "start_from": start and Path(start).name,  # where it lies is nobody's business
         },
         "errors": errors,
     }
