@@ -14,10 +14,15 @@ _locks: WeakSet = WeakSet()
 
 
 class Lock:
-    """A lock that is open in a forked process, whoever held it."""
+    """A lock that is open in a forked process, whoever held it.
 
-    def __init__(self):
-        self._lock = threading.Lock()
+    Args:
+        reentrant: whether the thread that holds it may take it once more.
+    """
+
+    def __init__(self, reentrant: bool = False):
+        self._make = threading.RLock if reentrant else threading.Lock
+        self._lock = self._make()
         _locks.add(self)
 
     def __enter__(self) -> None:
@@ -31,7 +36,7 @@ def _begin() -> None:
     """In the child."""
     torch.set_num_threads(1)
     for lock in list(_locks):
-        lock._lock = threading.Lock()
+        lock._lock = lock._make()
 
 
 def wait_before_forks(lock) -> None:

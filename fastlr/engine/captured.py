@@ -7,7 +7,6 @@ about these sizes is copied.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastlr.graph import MIN_DISTANCE, Graph, overlap
+from fastlr.kernels.forks import Lock
 from fastlr.models.derivatives import evaluate, finish
 from fastlr.models.pieces import Pieces
 
@@ -78,7 +78,7 @@ class Captured:
         self._known: Graph | None = None
         self._list: Graph | None = None  # the same on the device
         self._charges: Charges | None = None  # of it
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __reduce__(self):
         """CUDA graphs belong to a process: a copy begins without."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from fastlr.conditions import conditions_of
 from fastlr.errors import StructureName
 from fastlr.graph import Graph, whole_cells
 from fastlr.kernels.charge_solver.memory import Memory
+from fastlr.kernels.forks import Lock
 from fastlr.potential import Potential, Prediction
 from fastlr.standard_settings import standard_settings
 from fastlr.structure_checks import usable_positions
@@ -41,7 +41,7 @@ class Steps:
         self.potential, self.skin = potential, skin
         self.evaluations = self.rebuilds = 0
         self.memory = Memory()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._before: tuple[dict, dict] | None = None
         self._list: Graph | None = None
         self._in_parts = False

@@ -4,7 +4,6 @@ atoms.calc = FastlrCalculator("aqueous-xtb", charge=+1)
 atoms.get_potential_energy()
 """
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from fastlr.conditions import ARRAYS, INFO
 from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
+from fastlr.kernels.forks import Lock
 from fastlr.potential import Potential, Prediction, load
 from fastlr.total_charge import total_charge
 
-_OWN = ("_lock", "_operations", "_tensors", "steps", "_evaluated")  # of a calculator, not for its copies
+_OWN = ("_lock", "_server", "steps", "_evaluated")  # of a calculator, not for its copies
 
 
 class FastlrCalculator(Calculator):
@@ -55,7 +55,7 @@ class FastlrCalculator(Calculator):
     """
 
     def __init__(self, potential: Potential | str | Path, charge: float | None = None, **options: Any):
-        self.charge, self._lock = charge, threading.RLock()
+        self.charge, self._lock = charge, Lock(reentrant=True)
         self.potential = potential if isinstance(potential, Potential) else load(potential, **options)
         super().__init__()
 
@@ -65,7 +65,7 @@ class FastlrCalculator(Calculator):
 
     @potential.setter
     def potential(self, potential: Potential) -> None:
-        self._potential, self._operations, self.steps = potential, None, Steps(potential)
+        self._potential, self.steps = potential, Steps(potential)
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
@@ -76,7 +76,7 @@ class FastlrCalculator(Calculator):
         super().reset()
         self.prediction: Prediction | None = None
         self._evaluated: list | None = None
-        self._server = self._served_by()
+        self._server = self.potential.operations
         self._answers: dict[str, Any] | None = None  # the results, where nobody changes them
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class FastlrCalculator(Calculator):
         return {key: value for key, value in vars(self).items() if key not in _OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.RLock())
+        vars(self).update(state, _lock=Lock(reentrant=True))
         self.potential = state["_potential"]
 
     def total_charge(self, atoms: Atoms) -> float:
@@ -111,7 +111,8 @@ class FastlrCalculator(Calculator):
         changes += [name for name in ("cell", "pbc") if not np.array_equal(getattr(known, name), getattr(atoms, name))]
         if self._charges_depend_on(atoms) != self._evaluated:
             changes.append("charge")
-        if self._served_by() != self._server:
+        self.potential.require_unchanged()
+        if self.potential.operations is not self._server:
             changes.append("potential")
         return changes
 
@@ -120,15 +121,6 @@ class FastlrCalculator(Calculator):
         stated = [_fixed(atoms.info.get(key)) for key in INFO]
         arrays = [_fixed(atoms.arrays.get(key)) for key in ARRAYS]
         return [self.total_charge(atoms), *stated, *arrays]
-
-    def _served_by(self) -> tuple:
-        """Changes with the backend, and whenever a weight is written to, by ``load_state_dict`` or in place."""
-        operations, model = self.potential.operations, self.potential.model
-        if operations is not self._operations:
-            # walking through a model takes longer than all else that is compared
-            tensors = (*model.parameters(), *model.buffers())
-            self._operations, self._tensors = operations, [each for each in tensors if not each.is_inference()]
-        return operations, sum([tensor._version for tensor in self._tensors])
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """See ASE's own.
@@ -156,7 +148,7 @@ class FastlrCalculator(Calculator):
             super().calculate(atoms, properties, system_changes)
             if self.atoms is None:
                 raise InputError("the calculator has not been told of any atoms; give it some, or set atoms.calc")
-            self._evaluated, self._server = self._charges_depend_on(self.atoms), self._served_by()
+            self._evaluated, self._server = self._charges_depend_on(self.atoms), self.potential.operations
             self.prediction = self.steps.predict(self.atoms, self.charge)
             self.results = ase_results(self.prediction)
 

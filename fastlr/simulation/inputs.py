@@ -10,7 +10,6 @@ import torch
 from ase import Atoms
 
 import fastlr
-from fastlr.checks.stored import fingerprint
 from fastlr.conditions import Conditions, conditions_of
 from fastlr.errors import InputError, StructureName
 from fastlr.kernels import cores
@@ -37,7 +36,7 @@ def inputs_of(atoms: Atoms, potential: Potential, settings: Any) -> dict[str, np
         "total_charge": charge,
         **plain,
         "dtype": potential.config.dtype,
-        "model": fingerprint(potential.model)[:16],
+        "model": potential.fingerprint()[:16],
         "pbc": atoms.pbc,
         "cell": atoms.cell.array,
         "masses": atoms.get_masses(),

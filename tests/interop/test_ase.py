@@ -292,7 +292,10 @@ def test_answers_follow_the_potential(water):
     assert water.get_potential_energy() == first.predict(water).energy
     assert calculator.steps.rebuilds == rebuilds + 1
     before = water.get_potential_energy()
-    first.model.load_state_dict({name: 1.1 * value for name, value in first.model.state_dict().items()})
+    first.model.type_embedding.load_state_dict({"weight": 1.1 * first.model.type_embedding.weight})
+    with pytest.raises(InputError, match=r"call potential.use\(\)"):
+        water.get_potential_energy()
+    first.use("reference")
     assert water.get_potential_energy() == first.predict(water).energy != before
 
 
