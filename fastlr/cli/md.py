@@ -62,8 +62,9 @@ def md(
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
 
+    from fastlr.reading import read_structure
     from fastlr.simulation.dynamics import MDFiles, MDSettings, run_md
-    from fastlr.simulation.structures import check_output, read_structure
+    from fastlr.simulation.structures import check_output
 
     from .progress import Stopped, progress_bar, stop_on_signals
 

@@ -35,8 +35,9 @@ def predict(
     """Energies, forces, stress, charges and dipoles of structures."""
     total_charge = parse_charge(charge)
 
+    from fastlr.reading import read_structures
     from fastlr.simulation.prediction import predict_structures, write_predictions
-    from fastlr.simulation.structures import check_output, read_structures
+    from fastlr.simulation.structures import check_output
 
     from .progress import progress_bar
     from .tables import print_predictions

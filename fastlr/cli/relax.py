@@ -43,9 +43,10 @@ def relax(
     """
     total_charge = parse_charge(charge)
 
+    from fastlr.reading import read_structure
     from fastlr.simulation.prediction import write_predictions
     from fastlr.simulation.relaxation import relax as run_relaxation
-    from fastlr.simulation.structures import check_output, read_structure, with_results
+    from fastlr.simulation.structures import check_output, with_results
 
     from .progress import Stopped, progress_bar, stop_on_signals
     from .tables import pressure
