@@ -7,6 +7,8 @@ import typer
 
 from fastlr.errors import InputError
 
+from .options import OverwriteOption
+
 bench = typer.Typer(
     name="bench", help="Measure the kernels and models here, checked before they are timed.", no_args_is_help=True
 )
@@ -25,8 +27,10 @@ def convolution(
     ] = 8.0,
     seconds: SecondsOption = 3.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """The tensor-product convolution: forward, with gradients, and with second derivatives."""
+    _check(output, overwrite)
     import torch
 
     from fastlr.bench.convolution import run_problem
@@ -59,8 +63,10 @@ def electrostatics(
     tolerance: Annotated[float, typer.Option(help="Relative RMS error of forces that all are tuned to.")] = 1e-4,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Energy and forces of point charges in NaCl, beside torch-pme and nvalchemi, all equally accurate."""
+    _check(output, overwrite)
     import torch
 
     from fastlr.bench.coulomb import CONTESTANTS, run_coulomb
@@ -86,8 +92,10 @@ def equilibration(
     dtype: Annotated[str, typer.Option(help="float32 or float64; fastlr computes in float64.")] = "float64",
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Charges of 1,024 molecules at once or of a cell of 1,000 atoms, and their gradients, beside other solvers."""
+    _check(output, overwrite)
     import torch
 
     from fastlr.bench.equilibration import CONTESTANTS, PROBLEMS, run_equilibration
@@ -118,8 +126,10 @@ def scaling(
     tolerance: Annotated[float, typer.Option(help="Root-mean-square error of charges, e.")] = 1e-8,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Iterations, time and memory of the charge solver in ever larger cells, and the exponent of its time."""
+    _check(output, overwrite)
     from fastlr.bench.scaling import REPEATS, run_scaling
 
     results = run_scaling(repeat or REPEATS, hardness or (0.3,), tolerance=tolerance, seconds=seconds)
@@ -131,8 +141,10 @@ def model(
     repeat: Annotated[int, typer.Option(help="Cells of NaCl along each axis; 4 gives 512 atoms.")] = 4,
     seconds: SecondsOption = 20.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Energy, forces and stress of NequIP beside the nequip package with the same weights, and of NequIP-LR."""
+    _check(output, overwrite)
     from fastlr.bench.models import nequip_inference, nequip_lr_inference
 
     results = [nequip_inference(repeat, seconds=seconds), nequip_lr_inference(repeat, seconds=seconds)]
@@ -148,8 +160,10 @@ def engine(
     compiled: Annotated[bool, typer.Option(help="Compile nequip's model ahead of time, too (minutes).")] = True,
     seconds: SecondsOption = 20.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """The inference engine beside the nequip package on the same weights: 21, 512 and 8,000 atoms."""
+    _check(output, overwrite)
     from fastlr.bench.engine import CUBES, run_engine
 
     _finish("engine", run_engine(repeat or CUBES, compiled, seconds), output, "cpu")
@@ -168,16 +182,19 @@ def silicon(
     compiled: Annotated[bool, typer.Option(help="Compile nequip's models ahead of time, too (minutes).")] = True,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """A foundation model's size of NequIP on silicon, all included, beside the nequip package and its kernels."""
+    _check(output, overwrite)
     from fastlr.bench.silicon import run_silicon
 
     _finish("silicon", run_silicon(repeat, preset, device, compiled, seconds), output, device)
 
 
 @bench.command()
-def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None) -> None:
+def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None, overwrite: OverwriteOption = False) -> None:
     """The engine alone: time an atom in growing cells, molecules in batches, NequIP-LR beside NequIP."""
+    _check(output, overwrite)
     from fastlr.bench.throughput import batch, charges, growth
 
     _finish("throughput", [*growth(), batch(), *charges(seconds=seconds)], output, "cpu")
@@ -188,16 +205,19 @@ def company(
     atoms: Annotated[int, typer.Option(help="Atoms of water.")] = 192,
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 2000,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Steps of dynamics beside a second run or a busy process, and with more threads than cores."""
+    _check(output, overwrite)
     from fastlr.bench.company import run_company
 
     _finish("company", run_company(atoms, steps), output, "cpu")
 
 
 @bench.command()
-def soundness(output: OutputOption = None) -> None:
+def soundness(output: OutputOption = None, overwrite: OverwriteOption = False) -> None:
     """The engine's differences from float64, its memory over 20,000 steps, and how long it takes to start."""
+    _check(output, overwrite)
     from fastlr.bench.soundness import accuracy, startup, steady
 
     _finish("soundness", [*accuracy(), steady(), startup()], output, "cpu")
@@ -208,8 +228,10 @@ def charges(
     seeds: Annotated[int, typer.Option(help="How many random structures.", min=1)] = 1000,
     largest: Annotated[int, typer.Option(help="Atoms, at most.", min=2)] = 800,
     output: OutputOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Errors of charges and forces in float32; bounds beside errors for random structures, by every solver."""
+    _check(output, overwrite)
     from fastlr.bench.charge_bounds import bounds
     from fastlr.bench.charge_precision import precision
 
@@ -217,8 +239,9 @@ def charges(
 
 
 @bench.command()
-def training(seconds: SecondsOption = 20.0, output: OutputOption = None) -> None:
+def training(seconds: SecondsOption = 20.0, output: OutputOption = None, overwrite: OverwriteOption = False) -> None:
     """A training step of NequIP-LR with the backends reference and cpu."""
+    _check(output, overwrite)
     from fastlr.bench.models import training_step
 
     _finish("training", [training_step(seconds=seconds)], output, "cpu")
@@ -237,6 +260,7 @@ def kernels(
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture (default: all).")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or float64 (default: both).")] = None,
     resume: Annotated[bool, typer.Option(help="Keep the rows of an earlier run of the same sources.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Compile every Triton kernel for several GPUs, without one: registers, spills, shared memory, seconds."""
     import torch
@@ -251,10 +275,20 @@ def kernels(
     dtypes = tuple(getattr(torch, name) for name in dtype or ("float32", "float64"))
     if problem == ["coulomb"] and torch.float64 not in dtypes:
         raise InputError("the kernels of 'coulomb' are for float64")
+    _check(output, overwrite or resume, "--resume keeps its rows, --overwrite replaces it")
     earlier = saved_rows(output) if resume else []
     rows = save_csv(output, table(problem or list(COMPILED), target or list(TARGETS), dtypes, earlier))
     spilled = [row for row in rows if int(row["spilled_bytes"])]
     print(f"{len(rows)} compilations, {len(spilled)} with spills; wrote {output}")
+
+
+def _check(output: Path | None, *options) -> None:
+    """Refuse an output that cannot be written, before anything is measured; its folder is made."""
+    from fastlr.files import check_writable
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(output, (), *options)
 
 
 def _finish(name: str, results: list[dict], output: Path | None, device: str) -> None:

@@ -12,7 +12,8 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Bundled model (see 'fastlr info') or .safetensors file.")
 ]
 InputArgument = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="Structures in any format that ASE reads.", show_default=False)
+    Path,
+    typer.Argument(metavar="INPUT", help="Structures in any format that ASE reads; - for stdin.", show_default=False),
 ]
 ChargeOption = Annotated[
     str | None,
@@ -20,6 +21,9 @@ ChargeOption = Annotated[
 ]
 FrameOption = Annotated[
     str, typer.Option("--index", metavar="I", help="Which structure of the input to start from; -1 is the last.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output, if it exists; without this it is an error.")
 ]
 BackendOption = Annotated[str, typer.Option(metavar="NAME", help="Kernels to use; see 'fastlr doctor'.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastlr.errors import InputError
-
-from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument
+from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument, OverwriteOption
 
 
 def profile(
@@ -20,24 +18,26 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option("--trace", "-o", help="Trace file (JSON), for Perfetto or chrome://tracing.")
     ] = None,
+    overwrite: OverwriteOption = False,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
 ) -> None:
     """Time each stage of energy and forces, beside what its bytes and operations would take at the machine's limits."""
-    import ase.io
+    from fastlr.files import check_writable
+
+    if trace is not None:
+        check_writable(trace, (structure, model), overwrite)
 
     from fastlr.checks.inference import box
     from fastlr.potential import load
+    from fastlr.reading import read_structure
 
     potential = load(model, backend=backend, device=device, dtype=dtype)
     if structure is None:
         configuration = box(potential.species, potential.config.r_max, atoms)
     else:
-        try:
-            configuration = ase.io.read(structure)
-        except Exception as error:  # readers of many formats fail in many ways
-            raise InputError(f"{structure}: cannot be read: {error}") from None
+        configuration = read_structure(structure)
     graph = potential.graph(configuration)
     print(
         f"{potential.name}, {potential.config.dtype} on {potential.device}, backend '{potential.operations.backend}': "

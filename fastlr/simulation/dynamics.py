@@ -147,7 +147,7 @@ def run_md(
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy or force is not finite. The last good frame is then the last of the trajectory.
     """
-    files = MDFiles(check_output(output))
+    files = MDFiles(check_output(output, overwrite=True))
     existing = [path for path in files.all if path.exists()]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")

@@ -1,6 +1,5 @@
 """Structures to files, with results: extended XYZ."""
 
-import os
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,26 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
 from fastlr.errors import InputError
+from fastlr.files import check_writable
 
 # What files carry of a calculator's results.
 FILE_RESULTS = ("energy", "forces", "stress", "charges", "dipole")
 
 
-def check_output(path: str | Path) -> Path:
-    """The path of an extended XYZ file that can be written, found out before any work is done.
+def check_output(path: str | Path, **options) -> Path:
+    """The path of an extended XYZ file that can be written.
+
+    Args:
+        path: where to write.
+        options: see ``fastlr.files.check_writable``.
 
     Raises:
-        InputError: its folder does not exist or cannot be written to, or the name is that of another format.
+        InputError: it cannot be written, or the name is that of another format.
     """
     path = Path(path)
     if path.suffix not in (".extxyz", ".xyz"):
         raise InputError(f"{path}: the output is extended XYZ; give it a name that ends in .extxyz or .xyz")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: no permission to write to the folder {path.parent}")
-    return path
+    return check_writable(path, **options)
 
 
 def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:

@@ -242,7 +242,7 @@ def test_pipe(tmp_path):
 def test_locale_and_standard_input(file):
     """Text is UTF-8 whatever the locale says; "-" is the standard input."""
     path = file("a.xyz", commented('name="Ångström"'))
-    code = "from fastlr.reading import read_structure as read; print(*(ascii(read(p).info['name']) for p in ('-', 'a.xyz')))"
+    code = "from fastlr.reading import *; print(*(ascii(read_structure(p).info['name']) for p in ('-', 'a.xyz')))"
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     with path.open("rb") as stream:
         options = {"env": ascii_only, "stdin": stream, "cwd": path.parent, "capture_output": True, "text": True}
