@@ -53,12 +53,10 @@ def profile(
 
 
 def _stages(potential, graph, steps: int, trace: Path | None) -> None:
-    from rich.console import Console
-
     from fastlr.bench.machine import limits
     from fastlr.engine.recording import Recorder
 
-    from .tables import plain_table
+    from .tables import plain_table, show
 
     potential.plan.evaluate(graph)  # compile, allocate
     recorder = potential.plan.recorder = Recorder()
@@ -78,7 +76,7 @@ def _stages(potential, graph, steps: int, trace: Path | None) -> None:
             floor = max(cost.operations / peak, cost.num_bytes / copy) / 1e6
             cells += [f"{cost.operations / seconds / 1e9:.1f}", f"{cost.num_bytes / seconds / 1e9:.1f}", f"{floor:.3f}"]
         table.add_row(name, *cells)
-    Console().print(table)
+    show(table)
     print(
         f"this machine: copies {copy:.1f} GB/s, multiplies matrices at {peak:.0f} GFLOP/s in float32; the floor of a "
         "stage is the longer of what its bytes and its operations would take at that"

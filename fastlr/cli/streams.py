@@ -6,27 +6,35 @@ import os
 import signal
 import sys
 import threading
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PLAINLY = {"µ": "u", "μ": "u", "→": "->", "…": "...", "—": "-", "−": "-", "±": "+-", "×": "x"}
+PLAINLY = {
+    "Å": "A",
+    "µ": "u",
+    "μ": "u",
+    "→": "->",
+    "…": "...",
+    "—": "-",
+    "−": "-",
+    "±": "+-",
+    "×": "x",
+    "²": "2",
+    "³": "3",
+}
+NARROW = 20  # columns; not the width of a terminal
 EXIT_ENDED = 128  # and the number of the signal, as the shell reports a command that a signal ended
 
 
-def plainly(error: UnicodeError) -> tuple[str, int]:
-    """Characters that a stream cannot encode, in ASCII: Å as A, others as "?"; an error handler of codecs."""
+def plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What a stream cannot encode: bytes of a file's name as they are, Å as A, others as escapes; for codecs."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    plain = (
-        PLAINLY.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in _text(error)
-    )
-    return "".join(text or "?" for text in plain), error.end
-
-
-def _text(error: UnicodeEncodeError) -> str:
-    return error.object[error.start : error.end]
+    character, end = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":  # how Python writes a byte of a name that is no text
+        return bytes([ord(character) - 0xDC00]), end
+    return PLAINLY.get(character) or ascii(character)[1:-1], end
 
 
 codecs.register_error("fastlr.plainly", plainly)
@@ -41,6 +49,8 @@ def usable_streams() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             with suppress(ValueError):  # of a stream that was detached or closed
                 stream.reconfigure(errors="fastlr.plainly")
+    if (width := os.environ.get("COLUMNS", "")).isdecimal() and int(width) < NARROW:
+        del os.environ["COLUMNS"]  # nothing would be printed
     with warnings.catch_warnings(), _cleaning_up():
         warnings.showwarning = _show
         yield

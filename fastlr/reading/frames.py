@@ -71,6 +71,10 @@ def _parse_index(text: str) -> slice:
 def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     """Selected structures of a plain file; errors do not name it, for it may be a temporary one."""
     format = _format(path)
+    if "xyz" in format and not __debug__:
+        raise InputError(
+            "cannot be read where Python leaves out assertions, of which ASE's reader makes use: unset PYTHONOPTIMIZE"
+        )
     notes = []
     if format in CHECKS:
         try:

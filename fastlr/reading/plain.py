@@ -7,7 +7,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,15 +42,19 @@ def plain_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path("/dev/stdin") if str(path) == "-" and not os.path.lexists("-") else Path(path)
     try:
-        is_pipe = _is_pipe(path)
-        with TemporaryDirectory(prefix="fastlr-") as folder:
-            if is_pipe or path.suffix in COMPRESSIONS:
-                path = _unpacked(path, Path(folder))
-            path = _without_mark(path, Path(folder) / "text")
+        with ExitStack() as stack:
+
+            def folder() -> Path:
+                return Path(stack.enter_context(TemporaryDirectory(prefix="fastlr-")))
+
+            if _is_pipe(path) or path.suffix in COMPRESSIONS:
+                path = _unpacked(path, folder())
+            if encoding := _marked_encoding(path):
+                path = _in_utf8(path, encoding, folder())
             if path.stat().st_size == 0:
                 raise InputError("the file is empty")
             yield path
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -78,14 +82,15 @@ def _unpacked(path: Path, folder: Path) -> Path:
     return plain
 
 
-def _without_mark(path: Path, folder: Path) -> Path:
-    """A copy in UTF-8 of a text that starts with a byte order mark; any other file as it is."""
+def _marked_encoding(path: Path) -> str | None:
+    """Of a text that starts with a byte order mark."""
     with path.open("rb") as file:
         start = file.read(4)
-    encoding = next((name for mark, name in MARKS if start.startswith(mark)), None)
-    if encoding is None:
-        return path
-    folder.mkdir()
+    return next((name for mark, name in MARKS if start.startswith(mark)), None)
+
+
+def _in_utf8(path: Path, encoding: str, folder: Path) -> Path:
+    """A copy of a text in UTF-8."""
     with path.open(encoding=encoding) as text, (folder / path.name).open("w", encoding="utf-8") as file:
         shutil.copyfileobj(text, file)
     return folder / path.name
