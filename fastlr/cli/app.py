@@ -76,7 +76,7 @@ def _run(argv: list[str] | None) -> int:
         return _fail(str(error))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "fastlr"
-        return _fail(f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        return _fail(f"{error.format_message().rstrip('.') or 'Missing command'} (see '{command} --help')")
     except Stopped as stopped:
         say(str(stopped))
         return stopped.exit_code

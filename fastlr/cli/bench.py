@@ -7,23 +7,40 @@ import typer
 
 from fastlr.errors import InputError
 
-from .options import OverwriteOption
+from .options import OverwriteOption, not_negative, positive
 
 bench = typer.Typer(
     name="bench", help="Measure the kernels and models here, checked before they are timed.", no_args_is_help=True
 )
+
+
+def _present(device: str) -> str:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"must be cpu or cuda, got '{device}'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("cuda: PyTorch finds no GPU here")
+    return device
+
+
+BenchDeviceOption = Annotated[str, typer.Option(help="cpu or cuda.", callback=_present)]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the results.")]
-SecondsOption = Annotated[float, typer.Option(help="Time for each comparison.")]
+SecondsOption = Annotated[float, typer.Option(help="Time for each comparison.", callback=not_negative)]
 
 
 @bench.command()
 def convolution(
     problem: Annotated[list[str] | None, typer.Option(help="Named problem, more than once for several.")] = None,
     against: Annotated[str, typer.Option(help="Contestants, the first being what the others are compared with.")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: BenchDeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     memory: Annotated[
-        float, typer.Option(help="GiB that e3nn may take; larger problems are made smaller, for all; 0: no limit.")
+        float,
+        typer.Option(
+            help="GiB that e3nn may take; larger problems are made smaller, for all; 0: no limit.",
+            callback=not_negative,
+        ),
     ] = 8.0,
     seconds: SecondsOption = 3.0,
     output: OutputOption = None,
@@ -33,12 +50,19 @@ def convolution(
     _check(output, overwrite)
     import torch
 
+    from fastlr.backends import BACKENDS
     from fastlr.bench.convolution import run_problem
     from fastlr.bench.problems import PROBLEMS
 
-    unknown = [name for name in problem or [] if name not in PROBLEMS]
-    if unknown:
-        raise InputError(f"there is no problem '{unknown[0]}'; there are {', '.join(PROBLEMS)}")
+    names = [name for name in against.split(",") if name]
+    for what, wanted, known in (
+        ("problem", problem or [], PROBLEMS),
+        ("dtype", [dtype], ("float32", "float64")),
+        ("contestant", names, ("e3nn", "openequivariance", *BACKENDS)),
+    ):
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise InputError(f"there is no {what} '{unknown[0]}'; there are {', '.join(known)}")
     default = "e3nn,cpu" if device == "cpu" else "e3nn,cuequivariance,openequivariance,triton"
     results = []
     for name in problem or PROBLEMS:
@@ -53,14 +77,18 @@ def convolution(
 def electrostatics(
     repeat: Annotated[
         list[int] | None,
-        typer.Option(help="Cells of NaCl along each axis, for several sizes more than once; default 8, 4,096 ions."),
+        typer.Option(
+            help="Cells of NaCl along each axis, for several sizes more than once; default 8, 4,096 ions.", min=1
+        ),
     ] = None,
     against: Annotated[
         str, typer.Option(help="Contestants by name, the first being what the others are compared with (default: all).")
     ] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: BenchDeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64; fastlr computes in float64.")] = "float64",
-    tolerance: Annotated[float, typer.Option(help="Relative RMS error of forces that all are tuned to.")] = 1e-4,
+    tolerance: Annotated[
+        float, typer.Option(help="Relative RMS error of forces that all are tuned to.", callback=positive)
+    ] = 1e-4,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -88,7 +116,7 @@ def equilibration(
     against: Annotated[
         str, typer.Option(help="Contestants by name, the first being what the others are compared with (default: all).")
     ] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: BenchDeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64; fastlr computes in float64.")] = "float64",
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
@@ -118,12 +146,15 @@ def equilibration(
 def scaling(
     repeat: Annotated[
         list[int] | None,
-        typer.Option(help="Cells of NaCl along each axis, more than once for several (default: 5, 8, 12, 17, 24)."),
+        typer.Option(
+            help="Cells of NaCl along each axis, more than once for several (default: 5, 8, 12, 17, 24).", min=1
+        ),
     ] = None,
     hardness: Annotated[
-        list[float] | None, typer.Option(help="J in atomic units, more than once for several (default: 0.3).")
+        list[float] | None,
+        typer.Option(help="J in atomic units, more than once for several (default: 0.3).", callback=positive),
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Root-mean-square error of charges, e.")] = 1e-8,
+    tolerance: Annotated[float, typer.Option(help="Root-mean-square error of charges, e.", callback=positive)] = 1e-8,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -138,7 +169,7 @@ def scaling(
 
 @bench.command()
 def model(
-    repeat: Annotated[int, typer.Option(help="Cells of NaCl along each axis; 4 gives 512 atoms.")] = 4,
+    repeat: Annotated[int, typer.Option(help="Cells of NaCl along each axis; 4 gives 512 atoms.", min=1)] = 4,
     seconds: SecondsOption = 20.0,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -155,7 +186,7 @@ def model(
 def engine(
     repeat: Annotated[
         list[int] | None,
-        typer.Option(help="Cells of NaCl along each axis, more than once for several (default: 4, 10)."),
+        typer.Option(help="Cells of NaCl along each axis, more than once for several (default: 4, 10).", min=1),
     ] = None,
     compiled: Annotated[bool, typer.Option(help="Compile nequip's model ahead of time, too (minutes).")] = True,
     seconds: SecondsOption = 20.0,
@@ -174,11 +205,12 @@ def silicon(
     repeat: Annotated[
         list[int] | None,
         typer.Option(
-            help="Cells of diamond along each axis, more than once for several (default: 1, 2; on a GPU 1, 5, 10, 17)."
+            help="Cells of diamond along each axis, more than once for several (default: 1, 2; on a GPU 1, 5, 10, 17).",
+            min=1,
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Size of the model, as nequip names them: S, M, L or XL.")] = "L",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: BenchDeviceOption = "cpu",
     compiled: Annotated[bool, typer.Option(help="Compile nequip's models ahead of time, too (minutes).")] = True,
     seconds: SecondsOption = 10.0,
     output: OutputOption = None,
@@ -188,6 +220,8 @@ def silicon(
     _check(output, overwrite)
     from fastlr.bench.silicon import run_silicon
 
+    if preset not in ("S", "M", "L", "XL"):
+        raise InputError(f"there is no preset '{preset}'; there are S, M, L, XL")
     _finish("silicon", run_silicon(repeat, preset, device, compiled, seconds), output, device)
 
 
@@ -202,8 +236,8 @@ def throughput(seconds: SecondsOption = 10.0, output: OutputOption = None, overw
 
 @bench.command()
 def company(
-    atoms: Annotated[int, typer.Option(help="Atoms of water.")] = 192,
-    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 2000,
+    atoms: Annotated[int, typer.Option(help="Atoms of water.", min=3)] = 192,
+    steps: Annotated[int, typer.Option(help="Steps of each run.", min=1)] = 2000,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:

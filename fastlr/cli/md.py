@@ -16,6 +16,7 @@ from .options import (
     MemoryOption,
     ModelArgument,
     load_potential,
+    not_negative,
     parse_charge,
 )
 
@@ -48,7 +49,7 @@ def md(
         False
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")] = False,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", callback=not_negative)] = 60.0,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,

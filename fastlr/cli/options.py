@@ -8,6 +8,22 @@ import typer
 
 from fastlr.errors import InputError
 
+
+def positive(value: float | list[float] | None) -> float | list[float] | None:
+    """An option's value or values, if finite and larger than zero."""
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not (isfinite(number) and number > 0):
+            raise typer.BadParameter(f"must be a positive number, got {number:g}")
+    return value
+
+
+def not_negative(value: float) -> float:
+    """An option's value, if finite and not negative."""
+    if not (isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"must be a finite number, not negative, got {value:g}")
+    return value
+
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Bundled model (see 'fastlr info') or .safetensors file.")
 ]
@@ -45,7 +61,7 @@ def parse_charge(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        charge = float(text)
+        charge = float(text) if "_" not in text else float("nan")
     except ValueError:
         charge = float("nan")
     if not isfinite(charge):

@@ -13,7 +13,7 @@ def profile(
     structure: Annotated[
         Path | None, typer.Argument(help="Structure file; default: a box with all elements of the model.")
     ] = None,
-    atoms: Annotated[int, typer.Option(help="Atoms in that box, about.", min=1)] = 512,
+    atoms: Annotated[int, typer.Option(help="Atoms in that box, about.", min=1, max=10_000_000)] = 512,
     steps: Annotated[int, typer.Option(help="Evaluations.", min=1)] = 30,
     trace: Annotated[
         Path | None, typer.Option("--trace", "-o", help="Trace file (JSON), for Perfetto or chrome://tracing.")
