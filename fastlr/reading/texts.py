@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+from ase.io.extxyz import key_val_str_to_dict
+
 from fastlr.errors import InputError
 
 from .names import is_symbol
@@ -16,6 +18,7 @@ Lines = Iterable[str]
 
 QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]')
 KEY = re.compile(r"([^\s=]+)\s*=")
+NO_VALUE = re.compile(r"=\s+[^\s=]+\s*=")
 VALUE = r"\b{}\s*=\s*(?:[\"'{{\[]([^\"'}}\]]*)[\"'}}\]]|(\S+))"
 COLUMNS, PERIODIC = (re.compile(VALUE.format(key)) for key in ("Properties", "pbc"))
 OTHER_SPELLING = re.compile(r"(?i)lattice|properties|pbc|cell[({:].*")
@@ -71,6 +74,11 @@ def _check_comment(comment: str, where: str) -> bool:
     twice = next((key for k, key in enumerate(keys) if key in keys[:k]), None)
     if twice is not None:
         raise InputError(f"{where}: '{twice}' stands twice; leave one")
+    if "\\" in comment or NO_VALUE.search(QUOTED.sub('""', comment)):
+        read = key_val_str_to_dict(comment)
+        lost = [key for key in keys if key not in read]
+        if lost:
+            raise InputError(f"{where}: '{lost[0]}' is not read, for a value before it is empty or ends in a backslash")
     words = QUOTED.sub('""', comment).replace("=", " ").split()
     for word in words:
         if OTHER_SPELLING.fullmatch(word) and word not in ("Lattice", "Properties", "pbc"):
