@@ -12,6 +12,7 @@ Files in which units or conventions are not stated have those below, which are a
 """
 
 import json
+from errno import EIO
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -56,7 +57,10 @@ def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torc
     with replacing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
+        try:
+            save_file(tensors, partial, metadata={"fastlr": json.dumps(header)})
+        except SafetensorError as error:  # as of a full disk
+            raise OSError(EIO, str(error)) from None
         partial.chmod(mode)  # safetensors makes the file private; a model is a file like any other
 
 

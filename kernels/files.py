@@ -30,7 +30,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.copymode(target, partial)
         os.replace(partial, target)
     except OSError as error:
-        if error.filename not in (None, str(partial), partial):
+        named = {str(name) for name in (error.filename, error.filename2) if name is not None}
+        if named and str(partial) not in named:
             raise
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
     finally:

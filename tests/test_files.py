@@ -99,6 +99,8 @@ def test_errors_name_the_file_that_was_to_be_written(tmp_path):
         partial.write_text("")
     with pytest.raises(FileNotFoundError, match="elsewhere"), replacing(tmp_path / "file"):
         (tmp_path / "elsewhere").read_text()
+    with pytest.raises(OSError, match=r"File too large: '.*/file'"), replacing(tmp_path / "file") as partial:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/tmp/copied", None, str(partial))
     file = AppendedFile(tmp_path / "run.xyz")
     file.file = open("/dev/full", "wb")  # noqa: SIM115
     with pytest.raises(OSError, match=r"No space left on device: '.*/run.xyz'"), file:

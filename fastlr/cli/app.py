@@ -83,9 +83,8 @@ def _run(argv: list[str] | None) -> int:
     except Warning as warning:  # which the user has Python turn into errors
         return _fail(str(warning))
     except OSError as error:
-        if error.filename is None:  # of a stream
-            return not_printed(error)
-        return _fail(f"{error.filename}: {error.strerror or error}")
+        code = flushed(0)  # says so if it is stdout that cannot be written
+        return code or _fail(f"{error.filename}: " * bool(error.filename) + f"{error.strerror or error}")
     except SystemExit as ended:  # by a signal; and typer ends a command whose output is closed in this way
         if isinstance(ended.__context__, BrokenPipeError):
             return not_printed(ended.__context__)
