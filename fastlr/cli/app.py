@@ -15,7 +15,7 @@ from .md import md
 from .predict import predict
 from .profile import profile
 from .relax import relax
-from .streams import flushed, not_printed, say, usable_streams
+from .streams import can_print, flushed, not_printed, say, usable_streams
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -83,8 +83,9 @@ def _run(argv: list[str] | None) -> int:
     except Warning as warning:  # which the user has Python turn into errors
         return _fail(str(warning))
     except OSError as error:
-        code = flushed(0)  # says so if it is stdout that cannot be written
-        return code or _fail(f"{error.filename}: " * bool(error.filename) + f"{error.strerror or error}")
+        if error.filename is None and not can_print():
+            return not_printed(error)
+        return _fail(f"{error.filename}: " * bool(error.filename) + f"{error.strerror or error}")
     except SystemExit as ended:  # by a signal; and typer ends a command whose output is closed in this way
         if isinstance(ended.__context__, BrokenPipeError):
             return not_printed(ended.__context__)

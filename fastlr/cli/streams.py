@@ -98,6 +98,15 @@ def _leave(number: int, frame) -> None:
     raise SystemExit(EXIT_ENDED + number)
 
 
+def can_print() -> bool:
+    """Whether stdout takes an empty line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
 def flushed(code: int) -> int:
     """The exit code, when everything that was printed has arrived; or that of what came between.
 
