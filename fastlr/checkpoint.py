@@ -14,6 +14,7 @@ else a file states is refused: it would be read by nobody.
 
 import json
 from contextlib import suppress
+from errno import EIO
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -75,7 +76,10 @@ def save_checkpoint(path: str | Path, config: ModelConfig, state: dict[str, torc
     with replacing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata={HEADER: text})
+        try:
+            save_file(tensors, partial, metadata={HEADER: text})
+        except SafetensorError as error:  # as of a full disk
+            raise OSError(EIO, str(error)) from None
         partial.chmod(mode)  # safetensors makes the file private; a model is a file like any other
 
 

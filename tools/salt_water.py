@@ -20,6 +20,7 @@ from ase.md.velocitydistribution import Stationary
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastlr
+from fastlr.files import check_writable
 from fastlr.simulation.dynamics import MDSettings, run_md
 
 DATA = Path(__file__).parent / "data" / "aqueous-xtb"
@@ -117,6 +118,8 @@ def run(potential, args) -> dict:
     """Equilibrate and run; returns the summary."""
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    for name in ("trajectory.extxyz", "equilibration.extxyz", "salt-water.png", "summary.json"):
+        check_writable(output / name, overwrite=args.overwrite)
     atoms = read(START)
     print(potential.report())
     print(f"{atoms.get_chemical_formula()} in a cell of {atoms.cell.lengths()[0]:.2f} Å")
@@ -148,7 +151,7 @@ def run(potential, args) -> dict:
         f"{summary['mean_temperature_K']:.0f} K, {rate:.1f} steps/s"
     )
     draw(output / "salt-water.png", times, energies, drift, read(trajectory, ":"), title)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"energy drift {drift:+.3f} meV/atom/ps over {times[-1]:.2f} ps, {rate:.1f} steps/s")
     print(f"wrote {trajectory}, {output / 'salt-water.png'} and {output / 'summary.json'}")
     return summary
@@ -164,13 +167,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="outputs/salt-water")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--prepare", action="store_true", help="make the starting box again, then stop")
     args = parser.parse_args(arguments)
 
     try:
         potential = fastlr.load(args.model, backend=args.backend)
         prepare(potential, args) if args.prepare else run(potential, args)
-    except fastlr.FastlrError as error:
+    except (fastlr.FastlrError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,5 @@
 """The commands, and what becomes of errors."""
 
-import sys
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from .md import md
 from .predict import predict
 from .profile import profile
 from .relax import relax
+from .streams import can_print, flushed, not_printed, say, usable_streams
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -57,8 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     0: done. 1: done, but a relaxation did not converge. 2: an error the user can act on, as one line on stderr.
-    130, 143: interrupted. Any other exception is a defect of fastlr and keeps its traceback.
+    130, 141, 143: ended by Ctrl-C, by a reader that closed its output, by SIGTERM. Any other exception is a defect of
+    fastlr and keeps its traceback.
+
+    No command writes over a file that exists unless it is told to (--overwrite), nor ever over one that it reads; an
+    output that cannot be written is refused before the work, and appears under its name when it is complete.
     """
+    with usable_streams():
+        return flushed(_run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
     from .progress import Stopped
 
     try:
@@ -67,17 +76,27 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "fastlr"
-        return _fail(f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        return _fail(f"{error.format_message().rstrip('.') or 'Missing command'} (see '{command} --help')")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped))
         return stopped.exit_code
+    except Warning as warning:  # which the user has Python turn into errors
+        return _fail(str(warning))
+    except OSError as error:
+        if error.filename is None and not can_print():
+            return not_printed(error)
+        return _fail(f"{error.filename}: " * bool(error.filename) + f"{error.strerror or error}")
+    except SystemExit as ended:  # by a signal; and typer ends a command whose output is closed in this way
+        if isinstance(ended.__context__, BrokenPipeError):
+            return not_printed(ended.__context__)
+        return ended.code
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
     return code
 
 
 def _fail(message: str) -> int:
-    print("error:", " ".join(message.split("\n")), file=sys.stderr)
+    say(f"error: {message}")
     return EXIT_ERROR

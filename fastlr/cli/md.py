@@ -16,6 +16,7 @@ from .options import (
     MemoryOption,
     ModelArgument,
     load_potential,
+    not_negative,
     parse_charge,
 )
 
@@ -48,7 +49,7 @@ def md(
         False
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")] = False,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", callback=not_negative)] = 60.0,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -65,13 +66,18 @@ def md(
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
 
+    from fastlr.files import check_writable
+    from fastlr.reading import read_structure
     from fastlr.simulation.dynamics import MDFiles, MDSettings, run_md
-    from fastlr.simulation.structures import check_output, read_structure
+    from fastlr.simulation.structures import check_output
 
     from .progress import Stopped, progress_bar, stop_on_signals
 
     settings = MDSettings(steps, timestep, ensemble, temperature, friction, interval, seed, total_charge)
-    check_output(output)
+    for path in MDFiles(check_output(output, overwrite=True)).all:
+        check_writable(
+            path, (input, model), overwrite or resume, "--resume goes on with that run, --overwrite replaces it"
+        )
     atoms = read_structure(input, index)
     potential = load_potential(model, backend, device, dtype, memory_budget)
     if resume and not any(path.exists() for path in MDFiles(output).all):

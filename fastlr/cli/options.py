@@ -8,11 +8,28 @@ import typer
 
 from fastlr.errors import InputError
 
+
+def positive(value: float | list[float] | None) -> float | list[float] | None:
+    """An option's value or values, if finite and larger than zero."""
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not (isfinite(number) and number > 0):
+            raise typer.BadParameter(f"must be a positive number, got {number:g}")
+    return value
+
+
+def not_negative(value: float) -> float:
+    """An option's value, if finite and not negative."""
+    if not (isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"must be a finite number, not negative, got {value:g}")
+    return value
+
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Bundled model (see 'fastlr info') or .safetensors file.")
 ]
 InputArgument = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="Structures in any format that ASE reads.", show_default=False)
+    Path,
+    typer.Argument(metavar="INPUT", help="Structures in any format that ASE reads; - for stdin.", show_default=False),
 ]
 ChargeOption = Annotated[
     str | None,
@@ -20,6 +37,9 @@ ChargeOption = Annotated[
 ]
 FrameOption = Annotated[
     str, typer.Option("--index", metavar="I", help="Which structure of the input to start from; -1 is the last.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output, if it exists; without this it is an error.")
 ]
 BackendOption = Annotated[str, typer.Option(metavar="NAME", help="Kernels to use; see 'fastlr doctor'.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
@@ -41,7 +61,7 @@ def parse_charge(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        charge = float(text)
+        charge = float(text) if "_" not in text else float("nan")
     except ValueError:
         charge = float("nan")
     if not isfinite(charge):

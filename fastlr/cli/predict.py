@@ -13,6 +13,7 @@ from .options import (
     InputArgument,
     MemoryOption,
     ModelArgument,
+    OverwriteOption,
     load_potential,
     parse_charge,
 )
@@ -26,6 +27,7 @@ def predict(
         typer.Option("-o", "--output", metavar="FILE", help="Write extended XYZ; without it, print a table."),
     ] = None,
     index: Annotated[str, typer.Option(metavar="I", help="Structures to take: 0, -1, :, 10:20:2.")] = ":",
+    overwrite: OverwriteOption = False,
     charge: ChargeOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
@@ -35,14 +37,15 @@ def predict(
     """Energies, forces, stress, charges and dipoles of structures."""
     total_charge = parse_charge(charge)
 
+    from fastlr.reading import read_structures
     from fastlr.simulation.prediction import predict_structures, write_predictions
-    from fastlr.simulation.structures import check_output, read_structures
+    from fastlr.simulation.structures import check_output
 
     from .progress import progress_bar
     from .tables import print_predictions
 
     if output is not None:
-        check_output(output)
+        check_output(output, inputs=(input, model), overwrite=overwrite)
     structures = read_structures(input, index)
     potential = load_potential(model, backend, device, dtype, memory_budget)
     with progress_bar("predicting", len(structures)) as show:

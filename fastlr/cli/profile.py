@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastlr.errors import InputError
-
-from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument
+from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument, OverwriteOption
 
 
 def profile(
@@ -15,29 +13,31 @@ def profile(
     structure: Annotated[
         Path | None, typer.Argument(help="Structure file; default: a box with all elements of the model.")
     ] = None,
-    atoms: Annotated[int, typer.Option(help="Atoms in that box, about.", min=1)] = 512,
+    atoms: Annotated[int, typer.Option(help="Atoms in that box, about.", min=1, max=10_000_000)] = 512,
     steps: Annotated[int, typer.Option(help="Evaluations.", min=1)] = 30,
     trace: Annotated[
         Path | None, typer.Option("--trace", "-o", help="Trace file (JSON), for Perfetto or chrome://tracing.")
     ] = None,
+    overwrite: OverwriteOption = False,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
 ) -> None:
     """Time each stage of energy and forces, beside what its bytes and operations would take at the machine's limits."""
-    import ase.io
+    from fastlr.files import check_writable
+
+    if trace is not None:
+        check_writable(trace, (structure, model), overwrite)
 
     from fastlr.checks.inference import box
     from fastlr.potential import load
+    from fastlr.reading import read_structure
 
     potential = load(model, backend=backend, device=device, dtype=dtype)
     if structure is None:
         configuration = box(potential.species, potential.config.r_max, atoms)
     else:
-        try:
-            configuration = ase.io.read(structure)
-        except Exception as error:  # readers of many formats fail in many ways
-            raise InputError(f"{structure}: cannot be read: {error}") from None
+        configuration = read_structure(structure)
     graph = potential.graph(configuration)
     print(
         f"{potential.name}, {potential.config.dtype} on {potential.device}, backend '{potential.operations.backend}': "
@@ -53,12 +53,10 @@ def profile(
 
 
 def _stages(potential, graph, steps: int, trace: Path | None) -> None:
-    from rich.console import Console
-
     from fastlr.bench.machine import limits
     from fastlr.engine.recording import Recorder
 
-    from .tables import plain_table
+    from .tables import plain_table, show
 
     potential.plan.evaluate(graph)  # compile, allocate
     recorder = potential.plan.recorder = Recorder()
@@ -78,7 +76,7 @@ def _stages(potential, graph, steps: int, trace: Path | None) -> None:
             floor = max(cost.operations / peak, cost.num_bytes / copy) / 1e6
             cells += [f"{cost.operations / seconds / 1e9:.1f}", f"{cost.num_bytes / seconds / 1e9:.1f}", f"{floor:.3f}"]
         table.add_row(name, *cells)
-    Console().print(table)
+    show(table)
     print(
         f"this machine: copies {copy:.1f} GB/s, multiplies matrices at {peak:.0f} GFLOP/s in float32; the floor of a "
         "stage is the longer of what its bytes and its operations would take at that"

@@ -15,6 +15,7 @@ from .options import (
     InputArgument,
     MemoryOption,
     ModelArgument,
+    OverwriteOption,
     load_potential,
     parse_charge,
 )
@@ -30,6 +31,7 @@ def relax(
     steps: Annotated[int, typer.Option(help="At most so many steps.", min=0)] = 1000,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell as well.")] = False,
     optimizer: Annotated[str, typer.Option(metavar="NAME", help="fire, bfgs or lbfgs.")] = "lbfgs",
+    overwrite: OverwriteOption = False,
     charge: ChargeOption = None,
     index: FrameOption = "-1",
     backend: BackendOption = "auto",
@@ -43,14 +45,15 @@ def relax(
     """
     total_charge = parse_charge(charge)
 
+    from fastlr.reading import read_structure
     from fastlr.simulation.prediction import write_predictions
     from fastlr.simulation.relaxation import relax as run_relaxation
-    from fastlr.simulation.structures import check_output, read_structure, with_results
+    from fastlr.simulation.structures import check_output, with_results
 
     from .progress import Stopped, progress_bar, stop_on_signals
     from .tables import pressure
 
-    check_output(output)
+    check_output(output, inputs=(input, model), overwrite=overwrite)
     atoms = read_structure(input, index)
     potential = load_potential(model, backend, device, dtype, memory_budget)
     with stop_on_signals() as stop, progress_bar("relaxing", steps) as show:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+WIDEST = 1000  # columns
+
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A table with a rule under its heading and no other lines."""
@@ -14,6 +16,24 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column)
     return table
+
+
+def show(*tables: Table) -> None:
+    """Print tables, wider than the terminal if something would be cut off otherwise: half a number is a wrong one."""
+    for table in tables:
+        console = Console()
+        everything = _characters(table, WIDEST)
+        while console.width < WIDEST and _characters(table, console.width) < everything:
+            console.width += 8
+        console.print(table)
+
+
+def _characters(table: Table, width: int) -> int:
+    """Letters and digits of a table that is printed in so many columns."""
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(table)
+    return sum(map(str.isalnum, captured.get()))
 
 
 def max_force(frame: Atoms) -> float:
@@ -38,8 +58,8 @@ def print_predictions(frames: list[Atoms]) -> None:
     has_charges = any("charges" in frame.calc.results for frame in frames)
     has_pressure = any("stress" in frame.calc.results for frame in frames)
     table = plain_table()
-    table.add_column("#", justify="right")
-    table.add_column("formula", overflow="fold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("formula", overflow="fold", min_width=7)
     headings = ["Q (e)", "energy (eV)", "max |F|\n(eV/Å)"]
     headings += ["charges (e)\nmin ... max"] * has_charges + ["pressure\n(GPa)"] * has_pressure
     for heading in headings:
@@ -53,4 +73,4 @@ def print_predictions(frames: list[Atoms]) -> None:
         if has_pressure:
             row.append("-" if gpa is None else f"{gpa:.4g}")
         table.add_row(*row)
-    Console().print(table)
+    show(table)

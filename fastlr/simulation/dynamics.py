@@ -178,7 +178,7 @@ def run_md(
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy, force or velocity is not finite; likewise.
     """
-    files = MDFiles(check_output(output))
+    files = MDFiles(check_output(output, overwrite=True))
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other")
     if checkpoint_seconds != inf:

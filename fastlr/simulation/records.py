@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -30,26 +31,44 @@ class AppendedFile:
     def __init__(self, path: Path, size: int | None = None):
         if size is not None and (not path.is_file() or path.stat().st_size < size):
             raise CheckpointError(f"{path}: is missing or shorter than its checkpoint says; start over with overwrite")
-        self.file = path.open("xb" if size is None else "r+b")
+        self.path, self.file = path, path.open("xb" if size is None else "r+b")
+        self.has_checkpoint = size is not None
         if size is not None:
             self.file.truncate(size)
             self.file.seek(size)
 
     def append(self, record: str) -> None:
-        """Write a record through to the operating system."""
-        self.file.write(record.encode())
-        self.file.flush()
+        """Write a record through to the operating system.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; the error names the file.
+        """
+        with self._named():
+            self.file.write(record.encode())
+            self.file.flush()
 
     def sync(self) -> int:
         """Write everything through to the disk; returns the length in bytes."""
-        os.fsync(self.file.fileno())
-        return self.file.tell()
+        with self._named():
+            os.fsync(self.file.fileno())
+            self.has_checkpoint = True
+            return self.file.tell()
+
+    @contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.file.close()
+    def __exit__(self, error, *_):
+        with suppress(OSError):  # what could not be written has been told of
+            self.file.close()
+        if error is not None and not self.has_checkpoint:  # nothing could go on from it
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

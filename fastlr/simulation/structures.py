@@ -1,89 +1,42 @@
-"""Structures from files and to files: any format ASE reads in, extended XYZ out."""
+"""Structures to files, with results: extended XYZ."""
 
-import os
+import re
+import warnings
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import ase.io
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_extxyz
+from ase.constraints import FixAtoms, FixCartesian
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_extxyz
 
-from fastlr.compression import uncompressed
 from fastlr.errors import InputError
+from fastlr.files import check_writable
 
+# Names that mean something else in the format, in whatever case.
+KEYS_OF_FORMAT = re.compile(r"(?i)lattice|properties|pbc")
+NAME_OF_COLUMN = re.compile(r"[^\s:=,\"'\\{}\[\]]+")
 # What files carry of a calculator's results.
 FILE_RESULTS = ("energy", "forces", "stress", "charges", "dipole")
 
 
-def read_structures(path: str | Path, index: str = ":") -> list[Atoms]:
-    """Structures of a file that ASE can read.
+def check_output(path: str | Path, **options) -> Path:
+    """The path of an extended XYZ file that can be written.
 
     Args:
-        path: the file; its format is found out from name and content.
-        index: which of them, as Python would write it: "0", "-1", ":", "10:20:2".
+        path: where to write.
+        options: see ``fastlr.files.check_writable``.
 
     Raises:
-        InputError: there is no such file, it cannot be read, or nothing is selected.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
-    selection = _parse_index(index)
-    try:
-        # "@" may stand in a file name: the index is given here
-        with uncompressed(path) as plain:
-            found = ase.io.read(plain, index=selection, do_not_split_by_at_sign=True)
-    except (IndexError, StopIteration):
-        found = []
-    except Exception as error:  # ASE's readers raise whatever their parsing trips over
-        reason = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
-        raise InputError(f"{path}: cannot be read as a file of structures ({reason})") from None
-    structures = [found] if isinstance(found, Atoms) else list(found)
-    if not structures:
-        raise InputError(f"{path}: " + ("holds no structure" if index == ":" else f"has no structure {index}"))
-    return structures
-
-
-def read_structure(path: str | Path, index: str = "-1") -> Atoms:
-    """One structure of a file, by default the last; see ``read_structures``."""
-    structures = read_structures(path, index)
-    if len(structures) > 1:
-        raise InputError(f"{path}: index '{index}' selects {len(structures)} structures, but one is needed")
-    return structures[0]
-
-
-def _parse_index(text: str) -> int | slice:
-    try:
-        parts = [int(part) if part.strip() else None for part in text.split(":")]
-        return slice(*parts) if ":" in text else int(text)
-    except (ValueError, TypeError):
-        raise InputError(f"index must be a number or start:stop:step, got '{text}'") from None
-
-
-def check_output(path: str | Path) -> Path:
-    """The path of an extended XYZ file that can be written, found out before any work is done.
-
-    Raises:
-        InputError: its folder does not exist or cannot be written to, or the name is that of another format.
+        InputError: it cannot be written, or the name is that of another format.
     """
     path = Path(path)
     if path.suffix not in (".extxyz", ".xyz"):
         raise InputError(f"{path}: the output is extended XYZ; give it a name that ends in .extxyz or .xyz")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: no permission to write to the folder {path.parent}")
-    return path
+    return check_writable(path, **options)
 
 
 def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
@@ -106,7 +59,60 @@ def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
 
 
 def extxyz(frame: Atoms) -> str:
-    """A structure, with the results of its calculator, as the text of one extended XYZ frame."""
+    """A structure, with the results of its calculator, as the text of one extended XYZ frame.
+
+    What the format has no way to say, or would say such that the next key is lost (an empty text, a line break, a
+    backslash), is left out with a warning.
+    """
+    written, left = frame.copy(), []
+    written.calc = frame.calc
+    for key, value in frame.info.items():
+        value = _plain_charges(value) if key == "fragment_charge" else value
+        if value is None or not _comes_back(key, value):
+            del written.info[key]
+            left += [f"info[{key!r}]"] if value is not None else []
+        else:
+            written.info[key] = value
+    for name, array in frame.arrays.items():
+        if array.dtype.kind == "u" and array.max(initial=0) < 2**63:
+            written.set_array(name, None)
+            written.set_array(name, array.astype(np.int64))
+        elif name not in ("numbers", "positions") and not _is_column(name, array):
+            written.set_array(name, None)
+            left.append(f"arrays[{name!r}]")
+    left += {f"a {type(c).__name__}" for c in frame.constraints if not isinstance(c, FixAtoms | FixCartesian)}
+    if left:
+        warnings.warn(f"extended XYZ cannot hold {', '.join(left)}: left out of what is written", stacklevel=2)
     text = StringIO()
-    write_extxyz(text, frame)
+    write_extxyz(text, written)
     return text.getvalue()
+
+
+def _plain_charges(value: Any) -> Any:
+    """Charges of fragments as a list in the order of their numbers; the keys of a dictionary would become texts."""
+    if not isinstance(value, dict):
+        return value
+    return [value[key] for key in sorted(value, key=int)]
+
+
+def _comes_back(key: Any, value: Any) -> bool:
+    """Whether an entry of ``info`` is read again under its key and without harm to the next."""
+    if not isinstance(key, str) or KEYS_OF_FORMAT.fullmatch(key):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what ASE skips does not come back
+            text = key_val_dict_to_str({key: value, "next": 1})
+        text.encode()
+        return len(text.splitlines()) == 1 and list(key_val_str_to_dict(text)) == [key, "next"]
+    except Exception:  # ASE's writer and reader raise whatever they stumble over
+        return False
+
+
+def _is_column(name: str, array: np.ndarray) -> bool:
+    """Whether an array of atoms can be columns of a text."""
+    if not NAME_OF_COLUMN.fullmatch(name) or name in ("species", "pos", "Z", "charge"):
+        return False
+    if array.dtype.kind not in "ifbOSU" or array.ndim > 2:
+        return False
+    return array.dtype.kind in "ifb" or all(len(str(value).split()) == 1 for value in array.reshape(-1))

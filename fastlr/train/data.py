@@ -1,24 +1,21 @@
 """Structures and labels: read once, turned into graphs once, batched by size."""
 
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
 
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
-from fastlr.compression import uncompressed
 from fastlr.errors import ConfigError, InputError
 from fastlr.graph import Graph
 from fastlr.models import ModelConfig
 from fastlr.potential import coulomb_settings
+from fastlr.reading import read_structures
 
 PER_ATOM = ("forces", "charges")
 # beyond these a label is of another unit: all electrons of the heaviest atoms have 1.5e6 eV, and 200 eV/Å^3 are 32 TPa
@@ -81,24 +78,18 @@ def read_frames(paths: list[str], key: str) -> list[Frame]:
 
     Raises:
         ConfigError: a file does not exist.
-        InputError: a file cannot be read or is empty, or a label is not finite or of the wrong shape; the message
-            names file and frame.
+        InputError: a file cannot be read (see ``read_structures``), a frame has no atoms, or a label is not finite
+            or of the wrong shape; the message names file and frame.
     """
     frames = []
     for path in paths:
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ConfigError(f"data.{key}: there is no file {path}")
-        try:
-            with uncompressed(path) as plain:
-                structures = ase.io.read(plain, index=":")
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from None
-        except Exception as error:  # ASE's readers raise whatever they stumble over
-            raise InputError(f"{path}: ASE cannot read it: {type(error).__name__}: {error}") from None
-        if not structures:
-            raise InputError(f"{path}: holds no structures")
+        structures = read_structures(path)
         for k, atoms in enumerate(structures):
             source = f"{path}, frame {k}"
+            if len(atoms) == 0:
+                raise InputError(f"{source}: has no atoms; take it out")
             frames.append(Frame(atoms, _labels(atoms, source), source))
     return frames
 

@@ -203,7 +203,9 @@ def test_an_interrupted_table_is_resumed(tmp_path, monkeypatch, capsys):
     assert [row["kernel"] for row in report.saved_rows(output)] == compiled
     assert [path.name for path in output.parent.iterdir()] == ["kernels.csv"]
     assert f"{len(compiled)} compilations, 0 with spills" in capsys.readouterr().out
-    assert main(command) == 0
+    assert main(command) == 2
+    assert "kernels.csv: exists; --resume keeps its rows, --overwrite replaces it" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
     assert compiled == 2 * [*KINDS, "product"]
     assert main([*command, "--dtype", "float32"]) == 2
     assert "the kernels of 'coulomb' are for float64" in capsys.readouterr().err

@@ -103,6 +103,7 @@ def test_model_faults(fastlr, model_file, water_file, tmp_path):
     [
         (["--charge", "abc"], ["charge must be a finite number, got 'abc'"]),
         (["--charge", "nan"], ["charge must be a finite number, got 'nan'"]),
+        (["--charge", "1_0"], ["charge must be a finite number, got '1_0'"]),
         (["--charge=-inf"], ["charge must be a finite number, got '-inf'"]),
         (["--backend", "magic"], ["backend 'magic'", "there is no such backend"]),
         (["--device", "abacus"], ["device 'abacus' cannot be used"]),
@@ -130,6 +131,7 @@ def test_option_faults(fastlr, model_file, water_file, options, parts):
         (["--temperature", "-5"], "temperature must be"),
         (["--friction", "-1", "--ensemble", "nvt"], "friction must be"),
         (["--interval", "0"], "interval must be"),
+        (["--checkpoint-every", "nan"], "--checkpoint-every"),
         (["--ensemble", "npt"], "ensemble must be 'nve' or 'nvt'"),
         (["--resume", "--overwrite"], "exclude each other"),
     ],
@@ -138,6 +140,25 @@ def test_md_option_faults(fastlr, model_file, water_file, tmp_path, options, par
     output = tmp_path / "md.extxyz"
     assert_one_line_error(fastlr("md", model_file, water_file, "-o", output, "--steps", 1, *options), part)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("convolution --dtype float16", "there is no dtype 'float16'"),
+        ("convolution --device abacus", "must be cpu or cuda"),
+        ("convolution --against nobody", "there is no contestant 'nobody'"),
+        ("convolution --seconds nan", "must be a finite number"),
+        ("electrostatics --repeat 0", "--repeat"),
+        ("electrostatics --tolerance -1", "must be a positive number"),
+        ("scaling --hardness nan", "must be a positive number"),
+        ("silicon --preset Q", "there is no preset 'Q'"),
+        ("company --steps 0", "--steps"),
+        ("", "Missing command"),
+    ],
+)
+def test_bench_option_faults(fastlr, arguments, part):
+    assert_one_line_error(fastlr("bench", *arguments.split()), part)
 
 
 def test_usage_faults(fastlr, model_file):

@@ -43,4 +43,4 @@ def test_without_a_plan(fastlr, model_file, tmp_path):
 def test_a_file_that_cannot_be_read(fastlr, model_file, tmp_path):
     result = fastlr("profile", model_file, str(tmp_path / "none.xyz"))
     assert result.code == 2
-    assert "none.xyz: cannot be read" in result.err
+    assert "none.xyz: no such file" in result.err

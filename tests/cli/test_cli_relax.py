@@ -16,9 +16,8 @@ def test_each_optimizer_lowers_the_largest_force(fastlr, model_files, water_file
     before = read(output)
     forces = np.linalg.norm(before.get_forces(), axis=1).max()
     assert start.code == 1
-    result = fastlr(
-        "relax", model_files["nequip"], water_file, "-o", output, "--fmax", 0.7 * forces, "--optimizer", optimizer
-    )
+    options = ["--fmax", 0.7 * forces, "--optimizer", optimizer, "--overwrite"]
+    result = fastlr("relax", model_files["nequip"], water_file, "-o", output, *options)
     after = read(output)
     assert result.code == 0 and "converged after" in result.out and result.err == ""
     assert np.linalg.norm(after.get_forces(), axis=1).max() < 0.7 * forces
@@ -37,7 +36,7 @@ def test_not_converged_is_exit_code_1_and_written(fastlr, model_file, water_file
 
 def test_cell(fastlr, model_file, salt_file, water_file, tmp_path):
     output = tmp_path / "out.extxyz"
-    common = ["-o", output, "--steps", 2, "--fmax", 1e-12]
+    common = ["-o", output, "--steps", 2, "--fmax", 1e-12, "--overwrite"]
     assert fastlr("relax", model_file, salt_file, *common).code == 1
     assert read(output).get_volume() == pytest.approx(read(salt_file).get_volume(), rel=1e-9)
     assert fastlr("relax", model_file, salt_file, *common, "--cell").code == 1

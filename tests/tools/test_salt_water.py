@@ -63,6 +63,9 @@ def test_energy_is_conserved(output):
 def test_errors_are_one_line(demo, tmp_path, capsys):
     assert demo.main(["--model", "no-such-model", "--output", str(tmp_path)]) == 2
     assert "no bundled model" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text("precious")
+    assert demo.main(["--output", str(tmp_path)]) == 2
+    assert "summary.json: exists; give another name, or --overwrite" in capsys.readouterr().err
 
 
 def test_radial_distribution_of_an_ideal_gas_is_one(demo):

@@ -16,7 +16,7 @@ def assemble(tasks, args):
 
     splits, texts, discarded = assign_splits(tasks, args.seed), {split: [] for split in SPLITS}, {}
     for task in sorted(tasks, key=lambda task: task["name"]):
-        result = json.loads(Path(task["file"]).read_text())
+        result = json.loads(Path(task["file"]).read_text(encoding="utf-8"))
         texts[splits[task["name"]]] += result["frames"]
         discarded.setdefault(task["family"], Counter()).update(result["discarded"])
     args.output.mkdir(parents=True, exist_ok=True)

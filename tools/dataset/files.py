@@ -29,5 +29,5 @@ def check_work_directory(args):
     path = args.work / "settings.json"
     if not path.exists():
         write_atomically(path, json.dumps(settings).encode())
-    elif json.loads(path.read_text()) != settings:
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"make_dataset: {args.work} holds trajectories of other settings; choose another --work")

@@ -1,0 +1,219 @@
+"""Structures as ASE reads them, one mechanism for all commands and for training."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ase.db
+import ase.io
+from ase import Atoms
+from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
+
+from fastlr.errors import InputError
+
+from .names import guessed_elements
+from .plain import plain_file
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES
+
+# Formats of which ASE reads single frames without the others.
+INDEXED = ("extxyz", "traj", "netcdftrajectory")
+
+
+def read_structures(path: str | Path, index: str = ":") -> list[Atoms]:
+    """Structures of a file that ASE can read.
+
+    What ASE's readers skip is refused. What they guess, and what they warn of, is told as a warning, one line each.
+    Text is UTF-8, in every locale.
+
+    Args:
+        path: the file, which may be compressed, or a pipe, or "-" for the standard input; its format is found out from
+            name and content.
+        index: which of them, as Python would write it: "0", "-1", ":", "10:20:2".
+
+    Raises:
+        InputError: there is no such file, it cannot be read, says what would not be read, or nothing is selected; the
+            message names file and frame.
+    """
+    selection = _parse_index(index)
+    try:
+        with plain_file(path) as plain:
+            structures = _read(plain, selection, path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not structures:
+        raise InputError(f"{path}: " + ("holds no structure" if index == ":" else f"has no structure {index}"))
+    return structures
+
+
+def read_structure(path: str | Path, index: str = "-1") -> Atoms:
+    """One structure of a file, by default the last; see ``read_structures``."""
+    structures = read_structures(path, index)
+    if len(structures) > 1:
+        raise InputError(f"{path}: index '{index}' selects {len(structures)} structures, but one is needed")
+    return structures[0]
+
+
+def _parse_index(text: str) -> slice:
+    """A slice; for a single number, one of a single frame."""
+    parts = [part.strip() for part in text.split(":")]
+    if len(parts) > 3 or not all(re.fullmatch(r"[+-]?[0-9]+", part) or (not part and len(parts) > 1) for part in parts):
+        raise InputError(f"index must be a number or start:stop:step, got '{text}'")
+    numbers = [int(part) if part else None for part in parts]
+    if len(numbers) == 1:
+        return slice(numbers[0], numbers[0] + 1 or None)
+    if len(numbers) == 3 and numbers[2] == 0:
+        raise InputError(f"the step of an index cannot be zero, got '{text}'")
+    return slice(*numbers)
+
+
+def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
+    """Selected structures of a plain file; errors do not name it, for it may be a temporary one."""
+    format = _format(path)
+    if "xyz" in format and not __debug__:
+        raise InputError(
+            "cannot be read where Python leaves out assertions, of which ASE's reader makes use: unset PYTHONOPTIMIZE"
+        )
+    notes = []
+    if format in CHECKS:
+        try:
+            with _refusals(format), _opened_text(path) as lines:
+                notes = CHECKS[format](lines)
+        except InputError as error:
+            raise InputError(str(error) if "cannot be read" in str(error) else f"cannot be read: {error}") from None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        indexed = format in INDEXED
+        structures = list(_frames(path, format, selection if indexed else slice(None)))
+    notes += [str(warning.message) for warning in told]
+    if format in COUNTS:
+        _check_count(path, format, sum(map(len, structures)))
+    if format == "proteindatabank":
+        _mend_pdb(structures, notes)
+    if not indexed:
+        structures = structures[selection]
+    from_names, taken = any(GUESSED_FROM_NAMES in note for note in notes), {}
+    for k, atoms in enumerate(structures):
+        try:
+            _check(atoms)
+            taken |= guessed_elements(atoms) if from_names else dict.fromkeys(atoms.symbols, "")
+        except InputError as error:
+            raise InputError(f"{_name(selection, k)}: {error}") from None
+    _tell(notes, ", ".join(" ".join(pair).strip() for pair in taken.items()), source)
+    return structures
+
+
+def _tell(notes: list[str], elements: str, source: str | Path) -> None:
+    """Warn of each thing once, in one line; with the elements that are found where these were guessed."""
+    for note in dict.fromkeys(" ".join(note.split()) for note in notes):
+        warnings.warn(f"{source}: {note}" + (f": {elements}" if "elements are" in note else ""), stacklevel=5)
+
+
+def _format(path: Path) -> str:
+    try:
+        # an absolute path: ASE takes names that start with "postgres" for addresses of servers
+        return get_ioformat(filetype(str(path.absolute()))).name
+    except UnknownFileTypeError:
+        raise InputError(
+            "cannot be read as a file of structures (its format is not known from name or content)"
+        ) from None
+
+
+def _opened_text(path: Path):
+    return path.open(encoding="utf-8")
+
+
+def _frames(path: Path, format: str, selection: slice) -> Iterator[Atoms]:
+    """Frames one after the other; an error names the frame."""
+    known, count = get_ioformat(format), 0
+    content = str(path.absolute())
+    if known.acceptsfd:
+        content = path.open("rb") if known.isbinary else _opened_text(path)
+    try:
+        with _refusals(format):
+            frames = ase.io.iread(content, selection, format=format, do_not_split_by_at_sign=True)
+            for atoms in _rows(path, format) if format in ("db", "json") else frames:
+                yield atoms
+                count += 1
+    except InputError as error:
+        raise InputError(
+            f"{_name(selection, count)} {error}" if count or known.code[0] == "+" else str(error)
+        ) from None
+    finally:
+        if known.acceptsfd:
+            content.close()
+
+
+@contextmanager
+def _refusals(format: str) -> Iterator[None]:
+    """Errors of a reader, which raise whatever their parsing trips over, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"cannot be read as {format}: the byte {byte:#x} is no UTF-8; convert it, as by iconv -f latin1 -t utf-8"
+        ) from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+        raise InputError(f"cannot be read as {format}, for which name or content were taken ({reason})") from None
+
+
+def _name(selection: slice, k: int) -> str:
+    """What errors call the structure that was read as number k."""
+    start, step = selection.start or 0, selection.step or 1
+    if start < 0 or step < 0:
+        return f"frame {start}" if selection.stop in (start + 1, None) and k == 0 else f"selected frame {k}"
+    return f"frame {start + k * step}"
+
+
+def _rows(path: Path, format: str) -> Iterator[Atoms]:
+    """Structures of ASE's databases, whose rows state as key-value pairs what others do in ``info``."""
+    from fastlr.conditions import INFO  # and PyTorch, which no other file needs
+
+    with ase.db.connect(str(path), type=format, serial=True) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            stated = {key: row.data[key] for key in INFO if key in row.data}
+            # not the values of key_value_pairs: "charge" would be the sum of the charges of atoms
+            pairs = {key: vars(row)[key] for key in row.key_value_pairs}
+            atoms.info = {**stated, **pairs, **atoms.info}
+            yield atoms
+
+
+def _check_count(path: Path, format: str, found: int) -> None:
+    with _refusals(format), _opened_text(path) as lines:
+        number = COUNTS[format](lines)
+    if number != found:
+        raise InputError(f"holds or states {number} atoms, of which ASE reads {found}; its last frame is not complete")
+
+
+def _mend_pdb(structures: list[Atoms], notes: list[str]) -> None:
+    """Give all models the cell, which stands once before them all, unless it is the one that means none."""
+    first = structures[0]
+    cell, pbc = first.cell.copy(), first.pbc.copy()
+    if pbc.any() and cell.lengths().max() <= 1.0:
+        notes.append("its cell of 1 x 1 x 1 Å stands for none")
+        cell, pbc = None, False
+    for atoms in structures:
+        if atoms is first or not atoms.pbc.any():
+            atoms.set_cell(cell)
+            atoms.pbc = pbc
+
+
+def _check(atoms: Atoms) -> None:
+    """Refuse sites that are not wholly occupied: ASE makes an atom of each."""
+    stated = atoms.info.get("occupancy")
+    parts = []
+    if isinstance(stated, dict):
+        parts += [number for site in stated.values() if isinstance(site, dict) for number in site.values()]
+    for key in ("occupancy", "occupancies"):
+        if key in atoms.arrays:
+            parts += atoms.arrays[key].reshape(-1).tolist()
+    partial = next((part for part in parts if isinstance(part, int | float) and 0.0 < part < 1.0), None)
+    if partial is not None:
+        raise InputError(f"a site is occupied to {partial:g}; make an ordered structure of it")
