@@ -41,6 +41,7 @@ from .standard_settings import each_with_standard_settings, standard_settings
 from .structure_checks import as_structures
 from .total_charge import each_charge
 
+COARSEST = 1e-7  # accuracy of Coulomb sums: with less, energies tell how the sums were split
 FINER = 4.0  # by how much Coulomb sums become finer where a model is not served well enough
 
 
@@ -576,11 +577,12 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings | None:
-    """Settings of the Coulomb tables that a model needs, with an accuracy of ``least`` at best; None for a short-range
-    model."""
+    """Settings of the Coulomb tables that a model needs, with an accuracy of ``least`` at best and ``COARSEST`` at worst;
+    None for a short-range model."""
     if config.kind != "nequip-lr":
         return None
-    return CoulombSettings(tuple(config.widths), max(config.ewald_accuracy, least), config.ewald_eta)
+    accuracy = max(min(config.ewald_accuracy, COARSEST), least)
+    return CoulombSettings(tuple(config.widths), accuracy, config.ewald_eta)
 
 
 def inference_settings(model: torch.nn.Module) -> CoulombSettings | None:

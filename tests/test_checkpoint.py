@@ -300,6 +300,15 @@ def test_the_ends_of_what_is_allowed_are_served(tmp_path, change):
     assert time.monotonic() - start < 5.0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("accuracy", [1e-2, 1e-5])
+def test_coarse_coulomb_sums_are_made_fine_enough(accuracy, dtype):
+    """Else a model trains to the end and fails the check at load, and energies tell how the sums were split."""
+    potential = Potential(small_model("lr", dtype=dtype, ewald_accuracy=accuracy))
+    salt = structures.salt()
+    assert potential.predict(salt * (3, 3, 3)).energy == pytest.approx(27 * potential.predict(salt).energy, abs=1e-4)
+
+
 HOSTILE_CONFIGS = {
     "channels": {"num_features": 4096},
     "many layers": {"num_layers": 64, "num_charge_layers": 64, "num_features": 512},
