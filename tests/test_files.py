@@ -26,7 +26,7 @@ from fastlr.train.history import keep_rows
 
 def _save_state(path):
     zeros = np.zeros((1, 3))
-    save_state(path, MDState(0, np.ones(1, int), zeros, zeros, np.eye(3), {}, {}, {}, {}))
+    save_state(path, MDState(0, zeros, zeros, 0.0, zeros, {}, {}, 3, 0.0, {}, {}, {}))
 
 
 def _save_model(path):

@@ -116,5 +116,5 @@ def test_configurations_as_editors_write_them(tmp_path, encoding):
     with pytest.raises(ConfigError, match="Å"):
         read_config(path)
     path.write_bytes(b"model: \xff\xfe\xff")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
         read_config(path)

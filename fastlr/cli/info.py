@@ -40,6 +40,8 @@ def _list_models(console) -> None:
 
 
 def _describe(console, model: str) -> None:
+    from rich.text import Text
+
     import fastlr
     from fastlr.checkpoint import CONVENTIONS, UNITS
 
@@ -60,10 +62,11 @@ def _describe(console, model: str) -> None:
         ("configuration", config),
         ("model card", potential.card or {"": "(none)"}),
     ):
-        console.print(_section(title, content))
+        console.print(Text(title, style="bold"), soft_wrap=True)  # which a long path does not widen
+        console.print(_section(content))
 
 
-def _section(title: str, content: dict):
+def _section(content: dict):
     """Nested data as an indented two-column table."""
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +84,6 @@ def _section(title: str, content: dict):
             else:
                 grid.add_row(label, Text(_text(value)))
 
-    grid.add_row(Text(title, style="bold"), "")
     add(content, 1)
     grid.add_row("", "")
     return grid

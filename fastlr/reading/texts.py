@@ -37,7 +37,7 @@ def check_xyz(lines: Lines) -> list[str]:
             )
         where, number = f"frame {frame} (line {numbered.line})", int(header)
         comment = numbered.next()
-        names = _check_comment(comment, where)
+        names = _check_comment(comment, where, number)
         expected, last = _number_of_columns(comment), ""
         for line in islice(numbered, number):
             previous, last = last, line
@@ -68,8 +68,8 @@ def check_xyz(lines: Lines) -> list[str]:
     return list(notes.values())
 
 
-def _check_comment(comment: str, where: str) -> bool:
-    """Whether it names columns."""
+def _check_comment(comment: str, where: str, number: int) -> bool:
+    """Whether it names the columns of so many atoms."""
     keys = KEY.findall(QUOTED.sub('""', comment))
     twice = next((key for k, key in enumerate(keys) if key in keys[:k]), None)
     if twice is not None:
@@ -90,9 +90,9 @@ def _check_comment(comment: str, where: str) -> bool:
         values = re.findall(r"[^\s,]+", match[1] or match[2] or "")
         if len(values) not in (1, 3) or not TRUTHS.issuperset(values):
             raise InputError(f"{where}: pbc must be three of T and F, as in pbc=\"T T F\", got '{' '.join(values)}'")
-    if "Properties" in keys and not re.search(r"\b(species:S|symbols:S|Z:I|numbers:I):1\b", comment):
+    if number and "Properties" in keys and not re.search(r"\b(species:S|symbols:S|Z:I|numbers:I):1\b", comment):
         raise InputError(f"{where}: its Properties name no column of elements (species:S:1)")
-    if "Properties" in keys and not re.search(r"\bpos(itions)?:R:3\b", comment):
+    if number and "Properties" in keys and not re.search(r"\bpos(itions)?:R:3\b", comment):
         raise InputError(f"{where}: its Properties name no columns of positions (pos:R:3)")
     return "Properties" in keys
 

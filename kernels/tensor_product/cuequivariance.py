@@ -40,11 +40,15 @@ class CuEquivarianceConvolution(nn.Module):
         polynomial = cue.SegmentedPolynomial.eval_last_operand(product)
         if method != "naive":
             polynomial = polynomial.flatten_coefficient_modes().squeeze_modes()
-        self.product = cuet.SegmentedPolynomial(polynomial, method=method, math_dtype=math_dtype)
+        # in a tuple, for its constants are no part of a model's weights
+        self._product = (cuet.SegmentedPolynomial(polynomial, method=method, math_dtype=math_dtype),)
         order = torch.argsort(torch.cat(columns)) if columns else torch.zeros(0, dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
-        for module in self.product.modules():  # constants of the product are no part of a model's weights
-            module._non_persistent_buffers_set.update(module._buffers)
+
+    def _apply(self, *args, **kwargs) -> nn.Module:
+        """Moves the product, too."""
+        self._product[0]._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, edge_attributes: Tensor, weights: Tensor, edges: Adjacency) -> Tensor:
         """See ``NaiveConvolution.forward``."""
@@ -52,5 +56,5 @@ class CuEquivarianceConvolution(nn.Module):
         if not self.program.paths or edge_attributes.shape[0] == 0:
             return x.new_zeros(x.shape[0], self.program.irreps_out.dim)
         shape = x.new_zeros(x.shape[0], self.order.shape[0])  # tells cuEquivariance the number of output rows
-        (z,) = self.product([weights, x, edge_attributes], {1: source}, {0: shape}, {0: destination})
+        (z,) = self._product[0]([weights, x, edge_attributes], {1: source}, {0: shape}, {0: destination})
         return z.index_select(1, self.order)
