@@ -24,7 +24,7 @@ from .kernels.ewald.tables import CoulombTables, coulomb_tables
 from .kernels.neighbours import without_gaps
 from .standard_settings import standard_settings
 from .structure_checks import as_structures, known_species, usable_cell, usable_positions
-from .total_charge import each_charge, stated_charge, warn_of_unused_charge
+from .total_charge import each_charge, require_charge_of_labels, stated_charge, warn_of_unused_charge
 
 MIN_DISTANCE = 0.1  # Å; closer atoms are taken for a mistake
 SMALL = 64  # atoms of molecules whose distances are all computed, which is faster than a list of neighbours
@@ -268,12 +268,15 @@ def _single(
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
     name = StructureName(atoms, index)
-    conditions, charge = conditions_of(atoms, name, stated_charge(atoms, charge, index))
+    stated = stated_charge(atoms, charge, index)
+    conditions, charge = conditions_of(atoms, name, stated)
     if coulomb is None:
         warn_of_unused_charge(charge, atoms, index)
+    elif stated is None and conditions is None:
+        require_charge_of_labels(atoms, index)
     if conditions is not None and coulomb is None:
-        stated = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or key in atoms.info)
-        raise InputError(f"{name}: states '{stated}', but this model has no charges for it to act on")
+        key = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or atoms.info.get(key) is not None)
+        raise InputError(f"{name}: states '{key}', but this model has no charges for it to act on")
     kinds = known_species(atoms, species, name)
     positions = usable_positions(atoms, name)
     pbc = np.asarray(atoms.pbc, dtype=bool)

@@ -12,7 +12,7 @@ from fastlr.conditions import mentions_conditions
 from fastlr.graph import MIN_DISTANCE, SMALL, CoulombSettings, Graph
 from fastlr.kernels.ewald.tables import molecule_tables
 from fastlr.structure_checks import FARTHEST, species_table
-from fastlr.total_charge import stated_charge, warn_of_unused_charge
+from fastlr.total_charge import require_charge_of_labels, stated_charge, warn_of_unused_charge
 
 TOGETHER = 256  # molecules; their distances are then some MB
 
@@ -55,7 +55,7 @@ def molecules_graph(
         others: see ``Graph.from_atoms``.
 
     Raises:
-        InputError: a charge that is not a number.
+        InputError: a charge that is not a number, or none where there should be one.
     """
     sizes = np.array([len(atoms) for atoms in molecules])
     positions = np.concatenate([atoms.positions for atoms in molecules])
@@ -65,8 +65,12 @@ def molecules_graph(
     if numbers.min() < 0 or numbers.max() >= len(table) or (table[numbers] < 0).any():
         return None
     kinds = table[numbers]
-    total = [stated_charge(*pair, start + k) or 0.0 for k, pair in enumerate(zip(molecules, charges, strict=True))]
-    if coulomb is None and any(total):
+    stated = [stated_charge(*pair, start + k) for k, pair in enumerate(zip(molecules, charges, strict=True))]
+    total = [charge or 0.0 for charge in stated]
+    if coulomb is not None:
+        for k in (k for k, charge in enumerate(stated) if charge is None):
+            require_charge_of_labels(molecules[k], start + k)
+    elif any(total):
         first = next(k for k, charge in enumerate(total) if charge)
         warn_of_unused_charge(total[first], molecules[first], start + first)
     n, ptr = len(positions), np.concatenate([[0], sizes.cumsum()])

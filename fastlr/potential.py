@@ -577,7 +577,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def coulomb_settings(config: ModelConfig, least: float = 0.0) -> CoulombSettings | None:
-    """Settings of the Coulomb tables that a model needs, accurate to ``least`` at best and ``COARSEST`` at worst; None for
+    """Settings of the Coulomb tables that a model needs, accurate to ``least`` at best, ``COARSEST`` at worst; None for
     a short-range model."""
     if config.kind != "nequip-lr":
         return None

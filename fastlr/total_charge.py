@@ -9,6 +9,7 @@ from numbers import Real
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from .conditions import conditions_of, require_electrons
 from .errors import InputError, StructureName
@@ -107,6 +108,31 @@ def _contradiction(atoms: Atoms, index: int, where: str, value: float, other: st
         f"{StructureName(atoms, index)}: {where} says a total charge of {value:.6g} e, but {other} {differs:.6g} e; "
         "keep the right one"
     )
+
+
+def require_charge_of_labels(atoms: Atoms, index: int) -> None:
+    """Refuse a structure that states no total charge, but comes with charges of its atoms that add up to one.
+
+    Args:
+        atoms: read from a file; charges are those of its ``SinglePointCalculator``, if it has any.
+
+    Raises:
+        InputError: it would be evaluated as neutral.
+    """
+    labels = atoms.calc.results.get("charges") if isinstance(atoms.calc, SinglePointCalculator) else None
+    if labels is None or np.shape(labels) != (len(atoms),):
+        return
+    total = float(np.sum(labels))
+    if not abs(total) <= charge_tolerance(len(atoms)):
+        raise InputError(
+            f"{StructureName(atoms, index)}: its charge labels add up to {total:.4g} e, but it states no total charge; "
+            "state it in atoms.info['charge'], or as the argument 'charge' (0 if it is neutral)"
+        )
+
+
+def charge_tolerance(num_atoms: int) -> float:
+    """How far (e) labels of so many atoms may be from the total charge: population analyses and rounded digits."""
+    return min(0.02 + 1e-4 * num_atoms, 0.25)
 
 
 @cache

@@ -7,6 +7,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 from reference import models, structures
 
 from fastlr import total_charge as module
@@ -109,6 +110,29 @@ def test_a_cation_is_no_neutral_molecule():
             assert prediction.energy == cation.energy
             assert prediction.total_charge == 1.0
         assert calculated.get_potential_energy() == pytest.approx(cation.energy, abs=1e-9)
+
+
+def labelled(charges, **info):
+    atoms = stating(**info)
+    atoms.calc = SinglePointCalculator(atoms, charges=np.array(charges))
+    return atoms
+
+
+@pytest.mark.parametrize("way", [lambda p, a: p.predict(a), lambda p, a: p.predict([a, a])])
+def test_charges_that_come_with_a_structure_are_not_ignored(way):
+    """As those of published data, which often state no total charge."""
+    potential, short_range = reference_of("lr"), reference_of("nequip")
+    cation = [0.2, 0.4, 0.4]
+    with pytest.raises(
+        InputError, match=r"structure 0 \(H2O\): its charge labels add up to 1 e, but it states no total"
+    ):
+        way(potential, labelled(cation))
+    for atoms in (labelled(cation, charge=1), labelled(cation, charge=0), labelled([-0.401, 0.2, 0.2])):
+        way(potential, atoms)
+    way(short_range, labelled(cation))
+    assert potential.predict(labelled(cation), 0).total_charge == 0.0
+    with pytest.raises(InputError, match="its charge labels add up to nan e"):
+        way(potential, labelled([np.nan, 0, 0]))
 
 
 class TestFragments:

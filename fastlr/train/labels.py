@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from fastlr.errors import ConfigError, InputError
-from fastlr.total_charge import CHARGE_NAMES
+from fastlr.total_charge import CHARGE_NAMES, charge_tolerance
 
 from .config import LossConfig, TrainConfig
 from .data import SHAPES, Frame, Sample
@@ -143,11 +143,6 @@ def _check_charges(sample: Sample) -> None:
                 f"{sample.source}: the charge labels{of} add up to {total:.4g} e, but its charge is {charge:g} e, to "
                 f"which those of a model always add up; state it as {where}, or correct or remove the labels"
             )
-
-
-def charge_tolerance(num_atoms: int) -> float:
-    """How far (e) labels of so many atoms may be from the total charge: population analyses and rounded digits."""
-    return min(0.02 + 1e-4 * num_atoms, 0.25)
 
 
 def _refuse_other_name(key: str, name: str, frames: list[Frame]) -> None:
