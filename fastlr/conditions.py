@@ -152,6 +152,8 @@ def conditions_of(atoms: Atoms, name: str, charge: float | None) -> tuple[Condit
 
 def mentions_conditions(atoms: Atoms) -> bool:
     """Whether the name of any condition is in ``atoms.arrays`` or ``atoms.info``."""
+    if not atoms.info and len(atoms.arrays) == 2:  # which are numbers and positions
+        return False
     return any(key in atoms.arrays or key in atoms.info for key in (*ARRAYS, *INFO))
 
 

@@ -509,6 +509,10 @@ class Potential:
         else:
             intervals, error = self.tables
             lines.append(f"  radial networks from tables of {intervals} intervals, which differ by {error:.1e}")
+        if self.has_charges:
+            asked, usual = self.settings.accuracy, inference_settings(self._model).accuracy
+            finer = f", not {usual:.1e}: the check of forces asked for it" if asked < usual else ""
+            lines.append(f"  Coulomb sums accurate to {asked:.1e}{finer}")
         if self.plan is None:
             lines.append(f"  no inference plan: {self.no_plan}")
             if self.captured is not None:

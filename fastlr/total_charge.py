@@ -51,6 +51,8 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
     Raises:
         InputError: it is no finite number, beyond the number of electrons, or stated twice and differently.
     """
+    if default is None and not atoms.info and len(atoms.arrays) == 2:  # which are numbers and positions
+        return None
     found: dict[str, float] = {}
     for key, value in atoms.info.items():
         meaning = _meaning(key) if value is not None else None
@@ -119,7 +121,10 @@ def require_charge_of_labels(atoms: Atoms, index: int) -> None:
     Raises:
         InputError: it would be evaluated as neutral.
     """
-    labels = atoms.calc.results.get("charges") if isinstance(atoms.calc, SinglePointCalculator) else None
+    calculator = atoms.calc
+    if calculator is None:
+        return
+    labels = calculator.results.get("charges") if isinstance(calculator, SinglePointCalculator) else None
     if labels is None or np.shape(labels) != (len(atoms),):
         return
     total = float(np.sum(labels))
