@@ -87,7 +87,7 @@ def test_a_set_without_labels(load):
 
 
 def test_charges_add_up_to_the_total_charge(load):
-    with pytest.raises(InputError, match=r"train\.extxyz, frame 0: .* its charge labels add up to 1 e, but it states no total charge"):
+    with pytest.raises(InputError, match=r"train\.extxyz, frame 0: .* charge labels add up to 1 e, but it states no"):
         load(lambda k, atoms: atoms.info.pop("charge"))
     load(lambda k, atoms: relabel(atoms, charges=atoms.calc.results["charges"] + 0.002))
     with pytest.raises(InputError, match=r"frame 5: the charge labels add up to 0\.05 e"):
