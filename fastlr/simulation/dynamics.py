@@ -186,11 +186,11 @@ def run_md(
     existing = [path for path in files.all if path.exists()]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")
-    run = _Run(atoms, potential, settings, files)
+    run = _Run(atoms, potential, settings, files, on_note)
     if resume and existing:
-        run.resume(on_note)
+        run.resume()
     else:
-        run.start(on_note)
+        run.start()
     # only now is an earlier run deleted: an unusable structure must not cost it
     if overwrite:
         for path in existing:
@@ -201,15 +201,16 @@ def run_md(
 class _Run:
     """A run and its files."""
 
-    def __init__(self, atoms: Atoms, potential: Potential, settings: MDSettings, files: MDFiles):
+    def __init__(self, atoms: Atoms, potential: Potential, settings: MDSettings, files: MDFiles, on_note: Callable):
         require_movable(atoms)
+        self.on_note, self.told = on_note, set()
         self.atoms, self.settings, self.files = atoms, settings, files
         self.calculator = atoms.calc = _Watch(potential, settings.charge)
         self.rng = np.random.default_rng(settings.seed)
         self.inputs, self.circumstances = inputs_of(atoms, potential, settings), circumstances_of(potential)
         self.sizes: dict[str, int] | None = None
 
-    def start(self, on_note: Callable[[str], None]) -> None:
+    def start(self) -> None:
         """From the structure as it is, with velocities of its own or drawn ones."""
         atoms, inputs = self.atoms, self.inputs
         is_pulled = inputs["electric_field"].any() and (
@@ -219,7 +220,7 @@ class _Run:
         if inputs["momenta"].any():
             atoms.set_momenta(inputs["momenta"])  # as constraints let them be
             if np.abs(atoms.get_momenta() - inputs["momenta"]).max() > 1e-6 * np.abs(inputs["momenta"]).max():
-                on_note(
+                self.on_note(
                     "the structure brings velocities that its constraints do not allow; that part of them is dropped"
                 )
         else:
@@ -228,7 +229,7 @@ class _Run:
         self._begin(0)
         self.first_total = self.status.total
 
-    def resume(self, on_note: Callable[[str], None]) -> None:
+    def resume(self) -> None:
         """From the checkpoint.
 
         Raises:
@@ -245,13 +246,13 @@ class _Run:
         self.calculator.steps.restore(self.atoms, state.carried, self.settings.charge)
         self.freedom, self.sizes, self.first_total = state.freedom, state.sizes, state.first_total
         self._begin(state.step)
-        self._compare(state, on_note)
+        self._compare(state)
 
     def _begin(self, step: int) -> None:
         self.step, self.dynamics = step, _integrator(self.atoms, self.settings, self.rng)
         self.status = self._status()
 
-    def _compare(self, state: MDState, on_note: Callable[[str], None]) -> None:
+    def _compare(self, state: MDState) -> None:
         """What the model says of the step of the checkpoint is what it said then."""
         forces, path = self.calculator.results["forces"], self.files.checkpoint
         if np.array_equal(forces, state.forces) and self.calculator.results["energy"] == state.energy:
@@ -261,7 +262,7 @@ class _Run:
         why = f" (that run had {'; '.join(changed)})" if changed else ""
         if difference > SAME_MODEL * max(1.0, float(np.abs(state.forces).max())):
             raise CheckpointError(f"{path}: forces of step {state.step} differ by {difference:.2g} eV/Å now{why}")
-        on_note(
+        self.on_note(
             f"{path}: forces of step {state.step} differ by up to {difference:.1g} eV/Å now{why}; the run goes on, but "
             "not to the last bit as it would have"
         )
@@ -340,7 +341,13 @@ class _Run:
     def _frame(self, atoms: Atoms, results: dict[str, Any], charge: float) -> str:
         frame = with_results(atoms, results, charge)
         frame.info |= {"step": self.step, "time_fs": self.step * self.settings.timestep}
-        return extxyz(frame)
+        return extxyz(frame, self._tell_once)
+
+    def _tell_once(self, note: str) -> None:
+        """What is the same of every frame."""
+        if note not in self.told:
+            self.told.add(note)
+            self.on_note(note)
 
     def _record(self) -> None:
         """A frame and a line of the log."""

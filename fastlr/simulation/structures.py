@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,11 @@ def with_results(atoms: Atoms, results: dict[str, Any], charge: float) -> Atoms:
     return frame
 
 
-def extxyz(frame: Atoms) -> str:
+def extxyz(frame: Atoms, on_note: Callable[[str], None] = warnings.warn) -> str:
     """A structure, with the results of its calculator, as the text of one extended XYZ frame.
 
     What the format has no way to say, or would say such that the next key is lost (an empty text, a line break, a
-    backslash), is left out with a warning.
+    backslash), is left out, and ``on_note`` is told.
     """
     written, left = frame.copy(), []
     written.calc = frame.calc
@@ -82,7 +83,7 @@ def extxyz(frame: Atoms) -> str:
             left.append(f"arrays[{name!r}]")
     left += {f"a {type(c).__name__}" for c in frame.constraints if not isinstance(c, FixAtoms | FixCartesian)}
     if left:
-        warnings.warn(f"extended XYZ cannot hold {', '.join(left)}: left out of what is written", stacklevel=2)
+        on_note(f"extended XYZ cannot hold {', '.join(left)}: left out of what is written")
     text = StringIO()
     write_extxyz(text, written)
     return text.getvalue()

@@ -74,13 +74,18 @@ def require_same_files(a: MDFiles, b: MDFiles) -> None:
         assert one.read_bytes() == other.read_bytes(), one.suffixes
 
 
+def exactly(note: str) -> None:
+    """Takes no note but that of what frames cannot hold."""
+    assert note.startswith("extended XYZ cannot hold")
+
+
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_to_the_last_bit(potential, tmp_path, ensemble, make):
     """Stopped at any step, several times, and after a crash with an old checkpoint; with a list that is made anew."""
     whole, parts, torn = (MDFiles(tmp_path / f"{name}.extxyz") for name in ("whole", "parts", "torn"))
     report = run_md(make(), potential, settings(ensemble=ensemble), whole.trajectory)
-    going_on = {"resume": True, "on_note": pytest.fail}
+    going_on = {"resume": True, "on_note": exactly}
     for steps in (1, 5, 6, STEPS):
         run_md(make(), potential, settings(steps, ensemble=ensemble), parts.trajectory, **going_on)
     require_same_files(parts, whole)
@@ -104,7 +109,7 @@ def test_to_the_last_bit_where_lists_are_made_anew(potential, tmp_path, monkeypa
     try:
         report = run_md(atoms.copy(), potential, settings(30, **hot), whole.trajectory)
         for steps in (7, 16, 30):
-            other, options = potential, {"resume": True, "on_note": pytest.fail}
+            other, options = potential, {"resume": True, "on_note": exactly}
             if steps == 16:
                 other = Potential(small_model("lr"))
             if steps == 30:

@@ -289,3 +289,10 @@ def test_other_arguments_of_runs(potential, tmp_path):
         with pytest.raises(InputError, match=match):
             run_md(structures.water(), potential, MDSettings(1), tmp_path / "run.extxyz", **options)
     run_md(structures.water(), potential, MDSettings(0), tmp_path / "run.extxyz", checkpoint_seconds=np.inf)
+
+
+def test_what_frames_cannot_hold_is_told_once(run):
+    atoms = structures.water()
+    atoms.set_constraint(C.FixBondLengths([(0, 1)]))
+    run(atoms)
+    assert run.notes == ["extended XYZ cannot hold a FixBondLengths: left out of what is written"]
