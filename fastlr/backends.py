@@ -203,7 +203,7 @@ class Operations:
 
 
 class NoOperations:
-    """For layers that are read, not run."""
+    """A stand-in for the kernels of layers during pruning."""
 
     def tensor_product(self, program) -> torch.nn.Module:
         return torch.nn.Identity()

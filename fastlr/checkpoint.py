@@ -164,7 +164,7 @@ def load_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str
 
 
 def _require_constant(path, name: str, held: torch.Tensor, stated: torch.Tensor) -> None:
-    """Refuse a tensor that is no weight but follows from the configuration, and says something else."""
+    """Refuse a buffer at odds with the configuration, from which it follows."""
     digits = 8.0 * max(torch.finfo(tensor.dtype).eps for tensor in (held, stated))
     if not torch.allclose(held.double(), stated.double(), rtol=digits, atol=digits):
         worst = int((held.double() - stated.double()).abs().argmax())
@@ -193,7 +193,7 @@ def _open(path):
 
 
 def _check_container(path: Path) -> None:
-    """Refuse a container whose table of contents is too large, or says something twice: of two the last would win."""
+    """Refuse a container with too large a table of contents, or with an entry twice: the last would win."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         table = file.read(min(length, LARGEST_HEADER + 1))
@@ -208,7 +208,7 @@ def _check_container(path: Path) -> None:
 
 
 class _Twice(ValueError):
-    """A key that stands twice in a JSON object."""
+    """A repeated key of a JSON object."""
 
 
 def _once(pairs: list[tuple]) -> dict:

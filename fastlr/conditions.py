@@ -195,7 +195,7 @@ def _fragments(atoms: Atoms, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _in_order(given: dict, labels: list[int], name: str) -> list:
-    """Charges from a dictionary in the order of the fragments' numbers, which files keep as text."""
+    """Charges from a dictionary in the order of the fragments' numbers; files keep these as text."""
     by_label = {}
     for key, charge in given.items():
         try:

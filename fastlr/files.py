@@ -13,7 +13,7 @@ def check_writable(
     overwrite: bool = False,
     remedy: str = "give another name, or --overwrite to replace it",
 ) -> Path:
-    """The path of a file that can be written, found out before any work is done.
+    """Check a path for writing, before any work is done, and return it.
 
     Args:
         path: where to write.

@@ -217,7 +217,7 @@ class Potential:
 
     @property
     def memory_budget(self) -> float | None:
-        """Bytes that one evaluation may use; None for 60% of what is free at each call."""
+        """Bytes for one evaluation; None for 60% of the free memory at each call."""
         return self._memory_budget
 
     @memory_budget.setter
@@ -227,11 +227,11 @@ class Potential:
         self._memory_budget = budget
 
     def fingerprint(self) -> str:
-        """Text that identifies configuration and weights."""
+        """A digest of configuration and weights."""
         return fingerprint(self._model)
 
     def require_unchanged(self, thorough: bool = False) -> None:
-        """Make sure that what evaluates is made of the weights that ``model`` has.
+        """Compare the weights of ``model`` with those in use.
 
         Args:
             thorough: see ``Watch.has_seen_change``.
@@ -546,7 +546,7 @@ def _model_file(model: str | Path) -> Path:
 
 
 def _float_type(dtype: str | torch.dtype | None) -> str | None:
-    """The name of a float type that models may have."""
+    """The name of a float type of models."""
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     if name is not None and name not in ("float32", "float64"):
         raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r:.100}")

@@ -18,7 +18,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """As the shell reports a command that a signal ended."""
+        """The shell's exit code of a command ended by a signal."""
         return 128 + self.received
 
 

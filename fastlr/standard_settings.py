@@ -32,7 +32,7 @@ _inside = _Inside()
 
 
 def each_with_standard_settings(values: Iterator[T]) -> Iterator[T]:
-    """What an iterator gives, each computed under ``standard_settings``, which do not hold in between."""
+    """Compute each value of an iterator under ``standard_settings``; in between, the caller's settings hold."""
     while True:
         with standard_settings():
             try:
@@ -89,7 +89,7 @@ def _settle(stack: ExitStack, gradients: bool) -> None:
 
 
 class _Process:
-    """Settings of the whole process: the first thread that enters changes them, and the last that leaves undoes it."""
+    """Settings of the whole process: changed by the first thread to enter, and undone by the last to leave."""
 
     def __init__(self):
         self.lock, self.users, self.undo = Lock(), 0, ExitStack()

@@ -42,7 +42,7 @@ def total_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> 
 
 
 def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) -> float | None:
-    """The total charge in e that a structure states, else ``default``; None if neither is there.
+    """The stated total charge of a structure in e, else ``default``; None if neither is there.
 
     A structure states it in ``atoms.info["charge"]``, or under another of ``CHARGE_NAMES`` ("total_charge", ...), or by
     initial charges of its atoms that are not all zero, whose sum must then be a whole number within ``CLOSE``. None
@@ -87,7 +87,7 @@ def _charge(value, where: str, atoms: Atoms, index: int) -> float:
 
 
 def _by_initial_charges(atoms: Atoms, index: int, where: str, stated: float | None) -> float:
-    """The stated total charge, or the one to which the initial charges of the atoms add up.
+    """The stated total charge, or the sum of the initial charges of the atoms.
 
     Raises:
         InputError: these are two, or the sum is no whole number.
@@ -113,7 +113,7 @@ def _contradiction(atoms: Atoms, index: int, where: str, value: float, other: st
 
 
 def require_charge_of_labels(atoms: Atoms, index: int) -> None:
-    """Refuse a structure that states no total charge, but comes with charges of its atoms that add up to one.
+    """Refuse a structure without a stated total charge, but with charges of its atoms that add up to one.
 
     Args:
         atoms: read from a file; charges are those of its ``SinglePointCalculator``, if it has any.
@@ -170,7 +170,7 @@ def _warn_of_spin(key: str, value, atoms: Atoms, index: int) -> None:
 
 
 def warn_of_unused_charge(charge: float, atoms: Atoms, index: int) -> None:
-    """Tell once that a model without charges does not see the total charge (e) of a structure."""
+    """Warn once of a total charge (e) of a structure, given to a model without charges."""
     if charge and "charge" not in _warned:
         warn_once(
             "charge",

@@ -14,7 +14,7 @@ _locks: WeakSet = WeakSet()
 
 
 class Lock:
-    """A lock that is open in a forked process, whoever held it.
+    """A lock, open in a forked process, whoever held it.
 
     Args:
         reentrant: whether the thread that holds it may take it once more.
@@ -40,7 +40,7 @@ def _begin() -> None:
 
 
 def wait_before_forks(lock) -> None:
-    """Have forks wait until nobody holds a lock, which is then open on both sides."""
+    """Have forks wait for a lock, and leave it open on both sides."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 

@@ -317,7 +317,7 @@ def kernels(
 
 
 def _check(output: Path | None, *options) -> None:
-    """Refuse an output that cannot be written, before anything is measured; its folder is made."""
+    """Refuse an unwritable output before anything is measured, and make its folder."""
     from fastlr.files import check_writable
 
     if output is not None:

@@ -57,7 +57,7 @@ def usable_streams() -> Iterator[None]:
 
 
 def _fill_closed() -> None:
-    """Streams that the shell closed (>&-) lead nowhere, and their numbers do not go to the next files to be opened."""
+    """Lead closed streams (>&-) nowhere; else the next files to be opened would take their numbers."""
     if None not in (sys.stdin, sys.stdout, sys.stderr):
         return
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -80,7 +80,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def _cleaning_up() -> Iterator[None]:
-    """Signals that end a program at once, unless somebody has decided otherwise, go through its ``finally`` clauses."""
+    """Have fatal signals run the ``finally`` clauses of the program, unless they are handled or ignored already."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
@@ -108,7 +108,7 @@ def can_print() -> bool:
 
 
 def flushed(code: int) -> int:
-    """The exit code, when everything that was printed has arrived; or that of what came between.
+    """The exit code once everything printed has arrived; or that of a failure to print.
 
     Nothing is left for Python to flush when it ends, which would complain in its own way.
     """
@@ -121,7 +121,7 @@ def flushed(code: int) -> int:
 
 
 def not_printed(error: OSError) -> int:
-    """The exit code where stdout cannot be written to. A reader that has seen enough (``| head``) is no error."""
+    """The exit code where stdout cannot be written to. A reader with enough (``| head``) is no error."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.__stdout__.fileno())

@@ -29,7 +29,7 @@ def show(*tables: Table) -> None:
 
 
 def _characters(table: Table, width: int) -> int:
-    """Letters and digits of a table that is printed in so many columns."""
+    """Letters and digits of a table printed in so many columns."""
     console = Console(width=width)
     with console.capture() as captured:
         console.print(table)

@@ -59,7 +59,7 @@ class Plan:
         self._begin()
 
     def _begin(self) -> None:
-        """Without anything that evaluations leave behind."""
+        """Drop buffers and the bound edge list."""
         self.buffers, self._process = Buffers(), os.getpid()
         self._bound: Bound | None = None
 

@@ -97,7 +97,7 @@ class Steps:
         self.memory.clear()
 
     def state(self, *, repeated: bool = False) -> dict[str, np.ndarray]:
-        """What is carried on, for ``restore``: steps after that are the same to the last bit.
+        """Arrays for ``restore``: steps afterwards are the same to the last bit.
 
         Args:
             repeated: tell what the last step went on from, which after ``restore`` is the first.

@@ -29,7 +29,7 @@ def build_model(config: ModelConfig, operations=None):
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shapes and float types of all tensors that a model of this configuration holds, by name.
+    """Shapes and float types of all tensors of a model of this configuration, by name.
 
     They are read off the layers themselves, whose weights are neither allocated nor drawn.
     """

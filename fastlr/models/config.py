@@ -177,12 +177,12 @@ def describe(error: ValidationError, prefix: str) -> str:
 
 
 def _telling(errors: list[dict]) -> dict:
-    """The first error; of one for each of several types that a value may have, that of the type which it has."""
+    """The first error; of a union of types, the one of the type of the value."""
     field = errors[0]["loc"][:2]
     return next((error for error in errors if error["loc"][:2] == field and "_type" not in error["type"]), errors[0])
 
 
 def _is_type(part: str | int) -> bool:
-    """Whether a part of a place is the name of a type: of a model, or of one of several types that a value may have."""
+    """Whether a part of a location names a type: a kind of model, or a member of a union."""
     names = ("nequip", "nequip-lr", "float", "int", "dict", "list", "function-before")
     return str(part).removeprefix("constrained-").partition("[")[0] in names

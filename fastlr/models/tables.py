@@ -98,7 +98,7 @@ def without_tables(model: torch.nn.Module) -> None:
 
 
 def embeddings(model: torch.nn.Module) -> list[EdgeEmbedding]:
-    """The modules of ``model`` that have tables."""
+    """The modules of ``model`` with tables."""
     return _modules(model, EdgeEmbedding)
 
 

@@ -44,7 +44,7 @@ MEANINGS = {
 
 
 def check_values(path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """Refuse numbers that are not finite in the model's float type, or outside of what they mean.
+    """Refuse numbers not finite in the model's float type, or out of their bounds.
 
     Raises:
         CheckpointError: the message names the file and the tensor.
@@ -78,7 +78,7 @@ def _check_meaning(path, name: str, meaning: Meaning, values: Tensor) -> None:
 
 
 def require_as_configured(model: torch.nn.Module) -> None:
-    """Make sure that a model holds what its configuration says.
+    """Compare the tensors of a model with its configuration.
 
     Raises:
         ConfigError: a tensor is missing, unknown, or of another shape or float type; the message names it.

@@ -125,7 +125,7 @@ def _are_same(some: list, others: list) -> bool:
 
 
 def _digest(model: nn.Module) -> str:
-    """Text that identifies configuration, weights and settings of all layers."""
+    """A digest of configuration, weights and settings of all layers."""
     digest = hashlib.sha256(model.config.model_dump_json().encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -12,7 +12,7 @@ _drawn: ContextVar[bool] = ContextVar("drawn", default=True)
 
 @contextmanager
 def shapes_alone():
-    """Weights that are made inside take no memory: all numbers of a tensor are one and the same zero."""
+    """Have weights made inside take no memory: all numbers of a tensor are one and the same zero."""
     token = _drawn.set(False)
     try:
         yield

@@ -22,7 +22,7 @@ INDEXED = ("extxyz", "traj", "netcdftrajectory")
 
 
 def read_structures(path: str | Path, index: str = ":") -> list[Atoms]:
-    """Structures of a file that ASE can read.
+    """Read structures of a file in any format of ASE.
 
     What ASE's readers skip is refused. What they guess, and what they warn of, is told as a warning, one line each.
     Text is UTF-8, in every locale.
@@ -105,7 +105,7 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
 
 
 def _tell(notes: list[str], elements: str, source: str | Path) -> None:
-    """Warn of each thing once, in one line; with the elements that are found where these were guessed."""
+    """Warn of each thing once, in one line; of guessed elements, with their symbols."""
     for note in dict.fromkeys(" ".join(note.split()) for note in notes):
         warnings.warn(f"{source}: {note}" + (f": {elements}" if "elements are" in note else ""), stacklevel=5)
 
@@ -147,7 +147,7 @@ def _frames(path: Path, format: str, selection: slice) -> Iterator[Atoms]:
 
 @contextmanager
 def _refusals(format: str) -> Iterator[None]:
-    """Errors of a reader, which raise whatever their parsing trips over, as one line."""
+    """Turn any error of a reader into one line."""
     try:
         yield
     except InputError:
@@ -164,7 +164,7 @@ def _refusals(format: str) -> Iterator[None]:
 
 
 def _name(selection: slice, k: int) -> str:
-    """What errors call the structure that was read as number k."""
+    """The name of the k-th structure read, for errors."""
     start, step = selection.start or 0, selection.step or 1
     if start < 0 or step < 0:
         return f"frame {start}" if selection.stop in (start + 1, None) and k == 0 else f"selected frame {k}"
@@ -172,7 +172,7 @@ def _name(selection: slice, k: int) -> str:
 
 
 def _rows(path: Path, format: str) -> Iterator[Atoms]:
-    """Structures of ASE's databases, whose rows state as key-value pairs what others do in ``info``."""
+    """Structures of ASE's databases, with the key-value pairs of their rows in ``info``."""
     from fastlr.conditions import INFO  # and PyTorch, which no other file needs
 
     with ase.db.connect(str(path), type=format, serial=True) as database:
@@ -193,7 +193,7 @@ def _check_count(path: Path, format: str, found: int) -> None:
 
 
 def _mend_pdb(structures: list[Atoms], notes: list[str]) -> None:
-    """Give all models the cell, which stands once before them all, unless it is the one that means none."""
+    """Give all models the cell, stated once before them; 1 x 1 x 1 Å means none."""
     first = structures[0]
     cell, pbc = first.cell.copy(), first.pbc.copy()
     if pbc.any() and cell.lengths().max() <= 1.0:

@@ -29,7 +29,7 @@ def guessed_elements(atoms: Atoms) -> dict[str, str]:
 
 
 def _readings(name: str) -> set[str]:
-    """Elements that the name of an atom may stand for."""
+    """Possible elements of the name of an atom."""
     letters = re.match(r"[^A-Za-z]*([A-Za-z]*)", name)[1]
     if len(letters) > 1 and letters[1].islower():
         return {letters[:2]} if is_symbol(letters[:2]) else set()

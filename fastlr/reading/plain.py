@@ -83,7 +83,7 @@ def _unpacked(path: Path, folder: Path) -> Path:
 
 
 def _marked_encoding(path: Path) -> str | None:
-    """Of a text that starts with a byte order mark."""
+    """The encoding of a text with a byte order mark."""
     with path.open("rb") as file:
         start = file.read(4)
     return next((name for mark, name in MARKS if start.startswith(mark)), None)

@@ -186,7 +186,7 @@ def count_pdb_atoms(lines: Lines) -> int:
 
 
 def count_dump_atoms(lines: Lines) -> int:
-    """Atoms that a LAMMPS dump says it has."""
+    """The stated number of atoms of a LAMMPS dump."""
     heads = (line for line in lines if line.startswith("ITEM: NUMBER OF ATOMS"))
     return sum(int(next(iter(lines), "0")) for _ in heads)
 
@@ -226,7 +226,7 @@ class Numbered:
         return next(self, "")
 
     def skip(self, start: str) -> bool:
-        """Take all lines that start with a word; whether there were any."""
+        """Take all lines with this first word; tell whether there were any."""
         found = False
         while (line := self.next()).lstrip().startswith(start):
             found = True

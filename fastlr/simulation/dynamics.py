@@ -268,7 +268,7 @@ class _Run:
         )
 
     def go(self, seconds: float, on_step: Callable[[MDStatus], None], should_stop: Callable[[], bool]) -> MDReport:
-        """Do the steps that are left, with a checkpoint every so many seconds."""
+        """Do the remaining steps, with a checkpoint every so many seconds."""
         first, began = self.status, perf_counter()
         sizes, files = self.sizes or {"trajectory": None, "log": None}, self.files
         with (
@@ -316,7 +316,7 @@ class _Run:
         self.step, self.status = self.step + 1, status
 
     def _what_happened(self, before: np.ndarray) -> str:
-        """How far atoms have moved in a step that failed, if it was far, and what to do."""
+        """How far atoms moved in a failed step, if it was far, and what to do."""
         moved = np.linalg.norm(self.atoms.positions - before, axis=1)
         k = int(np.nan_to_num(moved, nan=np.inf).argmax())
         if moved[k] < FAR:
@@ -380,7 +380,7 @@ class _Run:
 
 
 class _Watch(FastlrCalculator):
-    """A calculator that does not evaluate what a step has torn apart.
+    """A calculator; structures torn apart by a step are not evaluated.
 
     Attributes:
         before: (n, 3) Å, positions before the step.

@@ -20,7 +20,7 @@ START = ("positions", "momenta")  # where a run was when it started, which it is
 
 
 def inputs_of(atoms: Atoms, potential: Potential, settings: Any) -> dict[str, np.ndarray]:
-    """By name, all that decides a run but the number of its steps.
+    """All inputs of a run but the number of its steps, by name.
 
     Args:
         atoms: the structure it starts from.

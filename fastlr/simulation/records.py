@@ -73,7 +73,7 @@ class AppendedFile:
 
 @dataclass(frozen=True)
 class MDState:
-    """Everything that the next step of a run depends on, and what it is known by.
+    """Everything for the next step of a run, and for recognising the run.
 
     Attributes:
         step: steps done.

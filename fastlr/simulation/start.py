@@ -25,7 +25,7 @@ _INTERNAL = (constraints.FixBondLengths, constraints.FixLinearTriatomic)
 
 
 def require_movable(atoms: Atoms) -> None:
-    """Have the velocities, masses and constraints of a structure checked, and lengths that are held taken from it.
+    """Check velocities, masses and constraints of a structure, and take the held lengths from it.
 
     Raises:
         InputError: there are no atoms, a number is not finite, a mass not positive, or a constraint not honoured.
@@ -82,7 +82,7 @@ def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
 
 @contextmanager
 def satisfied_constraints() -> Iterator[None]:
-    """Have what ASE says of constraints that it cannot satisfy be an error to act on."""
+    """Turn ASE's errors about unsatisfied constraints into an ``InputError``."""
     try:
         yield
     except RuntimeError as error:

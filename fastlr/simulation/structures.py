@@ -25,7 +25,7 @@ FILE_RESULTS = ("energy", "forces", "stress", "charges", "dipole")
 
 
 def check_output(path: str | Path, **options) -> Path:
-    """The path of an extended XYZ file that can be written.
+    """Check the path of an extended XYZ file for writing, and return it.
 
     Args:
         path: where to write.

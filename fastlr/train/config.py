@@ -45,7 +45,7 @@ def _as_seconds(value: Any) -> Any:
 
 
 def _as_minutes(seconds: float | None) -> float | None:
-    """As it is given, so that the configuration that a run writes reads as that of the run."""
+    """The time as given, so that a run's own configuration file means the same."""
     return None if seconds is None else seconds / 60
 
 
@@ -164,7 +164,7 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
 
 
 def _read(config: dict | str | Path) -> tuple[Path, dict]:
-    """Where relative paths start, and plain data that may be changed."""
+    """The folder for relative paths, and a copy of the plain data."""
     if isinstance(config, str | Path):
         path = Path(config)
         try:

@@ -28,7 +28,7 @@ NET_FORCE = 0.1  # eV/Å times the square root of the number of atoms; of all so
 
 
 def check_labels(frames: dict[str, list[Frame]], config: TrainConfig, warn: Callable[[str], None]) -> None:
-    """Refuse sets in which a label with a weight is absent, or stands under a name that is not read.
+    """Refuse sets without a label of the loss, or with one under another name.
 
     Raises:
         ConfigError: names the key, and what was found instead.
@@ -102,7 +102,7 @@ def check_samples(key: str, samples: list[Sample], loss: LossConfig, warn: Calla
 
 
 def check_overlap(samples: dict[str, list[Sample]], warn: Callable[[str], None]) -> dict[str, int]:
-    """How many structures of each set stand in the training set, too; those that stand twice in it for "train"."""
+    """Number of structures of each set in the training set, too; for "train", of repeated ones."""
     places = {key: [_identity(sample) for sample in members] for key, members in samples.items()}
     counts = {"train": len(places["train"]) - len(set(places["train"]))}
     if counts["train"]:
@@ -146,7 +146,7 @@ def _check_charges(sample: Sample) -> None:
 
 
 def _refuse_other_name(key: str, name: str, frames: list[Frame]) -> None:
-    """Frames without a label that have it under another name: these would not count, and nobody would know."""
+    """Refuse frames with a label under another name: these would not count, and nobody would know."""
     others = [(frame, found) for frame in frames if name not in frame.labels for found in _renamed(name, frame)]
     if others:
         frame, found = others[0]
@@ -178,7 +178,7 @@ def _renamed(name: str, frame: Frame) -> Iterator[str]:
 
 
 def _similar(name: str, atoms: Atoms) -> Iterator[tuple[str, object]]:
-    """Entries of a structure that are called like a label but are not read, as (where, value)."""
+    """Unread entries of a structure with a name like a label's, as (where, value)."""
     results = atoms.calc.results if atoms.calc is not None else {}
     for where, entries in (("info", atoms.info), ("arrays", atoms.arrays), ("results", results)):
         for key, value in entries.items():

@@ -112,7 +112,7 @@ def _started(output: Path, settings: TrainConfig) -> Started | None:
 
 @contextmanager
 def _endings_told(run: "_Run", command: str) -> Iterator[None]:
-    """Whatever ends a run before its time says what is saved, and after a signal the command that goes on."""
+    """Have any early end of a run say what is saved, and after a signal the command to go on with."""
     try:
         yield
     except (Interrupted, SystemExit):  # Lightning ends the process at signals of its own accord
@@ -138,7 +138,7 @@ def _command(config: dict | str | Path, output: Path, overrides: list[str]) -> s
 
 @dataclass
 class _Run:
-    """One call of ``train`` that has something to do."""
+    """One call of ``train``, with something to do."""
 
     settings: TrainConfig
     output: Path
@@ -233,7 +233,7 @@ class _Run:
         )
 
     def what_is_saved(self, ended: str) -> str:
-        """One line on what a run leaves behind that ends before its time."""
+        """One line on what an early end of a run leaves behind."""
         if self.recorder is None:
             return f"{ended} before training began"
         with suppress(OSError):  # of the metrics, where nothing can be written
@@ -290,7 +290,7 @@ def _accelerator(training: TrainingConfig) -> str:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether this is the configuration that a run has written, not one that a user has."""
+    """Whether a run, not a user, has written this configuration."""
     return path.is_file() and path.read_bytes().startswith(OF_A_RUN.encode())
 
 

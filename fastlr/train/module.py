@@ -18,7 +18,7 @@ from .schedule import Schedule
 
 
 class Interrupted(BaseException):
-    """Raised between two steps by a signal. Not a KeyboardInterrupt, on which Lightning would end the whole process."""
+    """Raised between two steps by a signal. Of a KeyboardInterrupt Lightning would end the whole process."""
 
 
 def raise_if(stop: Callable[[], bool]) -> None:

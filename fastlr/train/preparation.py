@@ -67,7 +67,7 @@ def load_data(
 
 
 def _species(section: dict, frames: dict[str, list[Frame]], settings: TrainConfig, progress: Progress) -> list[str]:
-    """Symbols that the model knows: those of the training structures, unless the configuration says them.
+    """Symbols of the model's elements: those of the training structures, unless the configuration says them.
 
     Raises:
         ConfigError: some are not in the training data.

@@ -28,7 +28,7 @@ OPEN = {"species", *FROM_DATA}  # keys of the model that come from the data wher
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Settings as given, the model that came of them, digests of the files of structures and weights, and versions."""
+    """Settings as given, the resulting model, digests of structures and weights, and versions."""
 
     settings: dict
     model: dict
@@ -42,7 +42,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Started:
-    """A run that has a checkpoint: what it was started with, and what its recorder says."""
+    """A run with a checkpoint: its inputs, and the state of its recorder."""
 
     path: Path
     record: RunRecord
@@ -74,7 +74,7 @@ def read_started(path: Path) -> Started:
 
 
 def check_settings(record: RunRecord, settings: TrainConfig) -> None:
-    """Compare the settings of a run with those that it is to go on with.
+    """Compare the settings of a run with those for its continuation.
 
     Raises:
         ConfigError: one of them differs; the message names the key.
@@ -111,7 +111,7 @@ def _check_model(record: RunRecord, given: dict[str, Any]) -> None:
 
 
 def check_data(record: RunRecord, digests: dict[str, str]) -> None:
-    """Compare the structures and labels of a run with those that it is to go on with.
+    """Compare the structures and labels of a run with those for its continuation.
 
     Raises:
         ConfigError: a set differs; the message names it.

@@ -67,7 +67,7 @@ def electronegativity_shifts(samples: list, config: ModelConfig, most: int = 100
 
 
 def representative(samples: list, num_species: int, most: int) -> list:
-    """About ``most`` of the samples, evenly spaced, and those whose compositions span all that there are."""
+    """About ``most`` of the samples, evenly spaced, and some that span all compositions."""
     if not samples:
         return []
     counts = compositions(samples, num_species)
