@@ -16,6 +16,7 @@ from .kernels.charge_solver.constraints import Constraints
 # Where a structure states them: names in ``atoms.arrays`` and in ``atoms.info``.
 ARRAYS = ("fragment", "external_potential")
 INFO = ("fragment_charge", "electric_field", "chemical_potential")
+LARGEST = {"electric_field": 50.0, "external_potential": 1e4, "chemical_potential": 1e3}  # V/Å, V, eV/e
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def _numbers(where: dict, key: str, shape: tuple[int, ...], name: str) -> Tensor
     try:
         value = value.detach().cpu() if isinstance(value, Tensor) else value
         values = np.asarray(value)
-        values = values.astype(np.float64) if values.dtype.kind in "iuf" else np.full(1, np.nan)
+        usable = values.dtype.kind in "iuf" and not np.ma.is_masked(value) and not _has_truths(value)
+        values = values.astype(np.float64) if usable else np.full(1, np.nan)
     except (TypeError, ValueError):
         values = np.full(1, np.nan)
     if not shape and values.size == 1:
@@ -226,4 +228,11 @@ def _numbers(where: dict, key: str, shape: tuple[int, ...], name: str) -> Tensor
     if values.shape != shape or not np.isfinite(values).all():
         expected = "a number" if not shape else f"{' x '.join(map(str, shape))} numbers"
         raise InputError(f"{name}: '{key}' must be {expected}, got {where[key]!r:.200}")
+    if np.abs(values).max(initial=0.0) > LARGEST.get(key, np.inf):
+        raise InputError(f"{name}: '{key}' is larger than {LARGEST[key]:g}; is its unit another than V, Å and eV?")
     return torch.from_numpy(values.copy())
+
+
+def _has_truths(value) -> bool:
+    """Whether a list has True or False among its numbers."""
+    return isinstance(value, (list, tuple)) and any(isinstance(entry, bool) for entry in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -25,6 +26,7 @@ from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_lar
 from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .engine.precision import Precision
 from .errors import BackendError, CheckpointError, InputError, NonFiniteError
+from .files import check_writable
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
 from .kernels.charge_solver.memory import Memory
@@ -249,9 +251,18 @@ class Potential:
         """Copies share nothing: one may be put to other use."""
         return deepcopy(self)
 
-    def __getstate__(self) -> dict:
+    @standard_settings()
+    def __deepcopy__(self, memo: dict) -> Potential:
         self.require_unchanged()
-        return vars(self)
+        memo[id(self)] = copy = Potential.__new__(type(self))
+        vars(copy).update(deepcopy(vars(self), memo))
+        return copy
+
+    @standard_settings()
+    def __reduce__(self):
+        """Text within text, so that tensors are made anew under standard settings, too."""
+        self.require_unchanged()
+        return _unpickled, (type(self), pickle.dumps(vars(self)))
 
     def _plan(self) -> None:
         """Evaluate by the inference plan."""
@@ -489,8 +500,18 @@ class Potential:
         return FastlrCalculator(self, charge)
 
     def save(self, path: str | Path) -> None:
-        """Write the model to one .safetensors file."""
-        checkpoint.save_checkpoint(path, self._config, self._model.state_dict(), self.card)
+        """Write the model to one .safetensors file; an existing one is replaced.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if not isinstance(path, (str, Path)) or str(path) in ("", "."):
+            raise InputError(f"a model is saved to the path of a file, got {path!r:.80}")
+        path = check_writable(path, overwrite=True)
+        try:
+            checkpoint.save_checkpoint(path, self._config, self._model.state_dict(), self.card)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     def report(self) -> str:
         """Which implementation serves each operation, with the parity measured at load; the plan and its stages."""
@@ -547,7 +568,7 @@ def _model_file(model: str | Path) -> Path:
 
 def _float_type(dtype: str | torch.dtype | None) -> str | None:
     """The name of a float type of models."""
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, (torch.dtype, np.dtype)) else dtype
     if name is not None and name not in ("float32", "float64"):
         raise InputError(f"dtype must be 'float32' or 'float64', got {dtype!r:.100}")
     return name
@@ -563,6 +584,13 @@ def _own_copy(model: torch.nn.Module) -> torch.nn.Module:
     own = deepcopy(model)
     own.zero_grad(set_to_none=True)
     return own
+
+
+@standard_settings()
+def _unpickled(kind: type, state: bytes) -> Potential:
+    potential = Potential.__new__(kind)
+    vars(potential).update(pickle.loads(state))
+    return potential
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

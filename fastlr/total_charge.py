@@ -9,16 +9,32 @@ from numbers import Real
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 
-from .conditions import conditions_of, require_electrons
+from .conditions import conditions_of, mentions_conditions, require_electrons
 from .errors import InputError, StructureName
 
 # Names in ``atoms.info``, in small letters without what separates words, as files and data sets have them.
 CHARGE_NAMES = frozenset(
-    ["charge", "totalcharge", "totcharge", "netcharge", "systemcharge", "molecularcharge", "molcharge", "formalcharge"]
+    f"{prefix}charge{suffix}"
+    for prefix in ("", "total", "tot", "net", "overall", "system", "molecular", "molecule", "mol", "cluster", "formal")
+    for suffix in ("", "e", "state")
+) | {"qtot", "qtotal", "totalq"}
+SPIN_NAMES = frozenset(
+    ["spin", "totalspin", "multiplicity", "spinmultiplicity", "mult", "uhf", "nspin", "unpairedelectrons"]
 )
-SPIN_NAMES = frozenset(["spin", "totalspin", "multiplicity", "spinmultiplicity", "mult"])
+# Names of conditions, likewise: these are read under one spelling only.
+CONDITION_NAMES = {
+    "fragment": "fragment",
+    "fragments": "fragment",
+    "fragmentcharge": "fragment_charge",
+    "fragmentcharges": "fragment_charge",
+    "externalpotential": "external_potential",
+    "externalpotentials": "external_potential",
+    "electricfield": "electric_field",
+    "efield": "electric_field",
+    "externalfield": "electric_field",
+    "chemicalpotential": "chemical_potential",
+}
 CLOSE = 0.01  # e; charges of atoms are written with few digits
 
 
@@ -28,7 +44,7 @@ def each_charge(charge: float | Sequence[float] | None, count: int) -> list[floa
     Raises:
         InputError: there are more or fewer, or it is no sequence.
     """
-    if charge is None or np.ndim(charge) == 0:
+    if charge is None or (not isinstance(charge, (list, tuple)) and np.ndim(charge) == 0):
         return [charge] * count
     if len(charge) != count:
         raise InputError(f"{count} structures but {len(charge)} charges were given")
@@ -60,16 +76,27 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
             found[f"atoms.info[{key!r}]"] = _charge(value, f"atoms.info[{key!r}]", atoms, index)
         elif meaning == "spin":
             _warn_of_spin(key, value, atoms, index)
-    if "initial_magmoms" in atoms.arrays and atoms.arrays["initial_magmoms"].any():
+        elif meaning is not None and meaning != key:
+            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {meaning!r}")
+    for key in atoms.arrays:
+        meaning = _meaning(key)
+        if meaning not in (None, "charge", "spin", key):
+            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {meaning!r}")
+    if "initial_magmoms" in atoms.arrays and _is_set(atoms.arrays["initial_magmoms"]):
         _warn_of_spin("initial_magmoms", "not zero", atoms, index)
     argument = None if default is None else _charge(default, "the argument 'charge'", atoms, index)
     where, stated = next(iter(found.items()), ("the argument 'charge'", argument))
     for other, value in found.items():
         if value != stated:
             raise _contradiction(atoms, index, where, stated, other, value)
-    if "initial_charges" in atoms.arrays and atoms.arrays["initial_charges"].any():
+    if "initial_charges" in atoms.arrays and _is_set(atoms.arrays["initial_charges"]):
         stated = _by_initial_charges(atoms, index, where, stated)
     return stated
+
+
+def _is_set(values: np.ndarray) -> bool:
+    """Whether any is another than zero."""
+    return bool((values != 0).any())
 
 
 def _charge(value, where: str, atoms: Atoms, index: int) -> float:
@@ -92,9 +119,12 @@ def _by_initial_charges(atoms: Atoms, index: int, where: str, stated: float | No
     Raises:
         InputError: these are two, or the sum is no whole number.
     """
-    total = float(np.sum(atoms.arrays["initial_charges"], dtype=np.float64))
+    charges = atoms.arrays["initial_charges"]
+    if charges.dtype.kind not in "iuf":
+        raise InputError(f"{StructureName(atoms, index)}: its initial charges are no numbers, but {charges.dtype}")
+    total = float(np.sum(charges, dtype=np.float64))
     if stated is not None:
-        if not abs(total - stated) <= CLOSE:
+        if not abs(total - stated) <= charge_tolerance(len(atoms)):
             raise _contradiction(atoms, index, where, stated, "the sum of its initial charges", total)
         return stated
     if not abs(total - np.round(total)) <= CLOSE:
@@ -112,27 +142,44 @@ def _contradiction(atoms: Atoms, index: int, where: str, value: float, other: st
     )
 
 
+def require_stated_charge(atoms: Atoms, default: float | None) -> None:
+    """As ``require_charge_of_labels``, unless a charge or a condition is stated, or there is a default (e)."""
+    if stated_charge(atoms, default) is None and not mentions_conditions(atoms):
+        require_charge_of_labels(atoms, 0)
+
+
 def require_charge_of_labels(atoms: Atoms, index: int) -> None:
     """Refuse a structure without a stated total charge, but with charges of its atoms that add up to one.
 
     Args:
-        atoms: read from a file; charges are those of its ``SinglePointCalculator``, if it has any.
+        atoms: charges are those of its calculator, or arrays with names that end in "charge" or "charges".
 
     Raises:
         InputError: it would be evaluated as neutral.
     """
-    calculator = atoms.calc
-    if calculator is None:
+    if atoms.calc is None and len(atoms.arrays) == 2:
         return
-    labels = calculator.results.get("charges") if isinstance(calculator, SinglePointCalculator) else None
-    if labels is None or np.shape(labels) != (len(atoms),):
-        return
-    total = float(np.sum(labels))
-    if not abs(total) <= charge_tolerance(len(atoms)):
-        raise InputError(
-            f"{StructureName(atoms, index)}: its charge labels add up to {total:.4g} e, but it states no total charge; "
-            "state it in atoms.info['charge'], or as the argument 'charge' (0 if it is neutral)"
-        )
+    own = getattr(atoms.calc, "charge", None)  # of a calculator like our own
+    if isinstance(own, Real) and own:
+        raise _unstated(atoms, index, f"its calculator has a charge of {own:g} e")
+    results = getattr(atoms.calc, "results", None) or {}
+    named = {"its charge labels": results.get("charges")}
+    for key, values in atoms.arrays.items():
+        if key != "initial_charges" and str(key).lower().rstrip("s").endswith("charge"):
+            named[f"its atoms.arrays[{key!r}]"] = values
+    for name, labels in named.items():
+        if labels is None or np.shape(labels) != (len(atoms),) or np.asarray(labels).dtype.kind not in "iuf":
+            continue
+        total = float(np.sum(labels))
+        if not abs(total) <= charge_tolerance(len(atoms)):
+            raise _unstated(atoms, index, f"{name} add up to {total:.4g} e")
+
+
+def _unstated(atoms: Atoms, index: int, what: str) -> InputError:
+    return InputError(
+        f"{StructureName(atoms, index)}: {what}, but it states no total charge; state it in atoms.info['charge'], or "
+        "as the argument 'charge' (0 if it is neutral)"
+    )
 
 
 def charge_tolerance(num_atoms: int) -> float:
@@ -142,11 +189,11 @@ def charge_tolerance(num_atoms: int) -> float:
 
 @cache
 def _meaning(key) -> str | None:
-    """What a name in ``atoms.info`` stands for: "charge", "spin", or nothing of concern."""
+    """The meaning of a name in ``atoms.info``: "charge", "spin", the name of a condition, or nothing of concern."""
     if not isinstance(key, str):
         return None
     plain = "".join(letter for letter in key.lower() if letter.isalnum())
-    return "charge" if plain in CHARGE_NAMES else "spin" if plain in SPIN_NAMES else None
+    return "charge" if plain in CHARGE_NAMES else "spin" if plain in SPIN_NAMES else CONDITION_NAMES.get(plain)
 
 
 _warned: set[str] = set()
@@ -155,8 +202,8 @@ _warned: set[str] = set()
 def warn_once(key: str, message: str) -> None:
     """Warn, but once in this process for each ``key``."""
     if key not in _warned:
-        _warned.add(key)
         warnings.warn(message, stacklevel=2)
+        _warned.add(key)  # after it was told: it may be an error
 
 
 def _warn_of_spin(key: str, value, atoms: Atoms, index: int) -> None:

@@ -324,3 +324,14 @@ def test_what_load_takes(tmp_path, monkeypatch):
 def test_what_a_potential_is_not_made_of(model):
     with pytest.raises(FastlrError, match="a Potential is made of a model of fastlr, got"):
         Potential(model)
+
+
+@pytest.mark.parametrize(
+    "path", [None, 3, b"abc", "", ".", "/dev/full", "/proc/x", "no/such/folder/m.safetensors", "x\0y", 300 * "a"]
+)
+def test_where_no_model_can_be_saved(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        Potential(small_model("lr"), backend="reference").save(path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

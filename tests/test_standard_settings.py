@@ -1,6 +1,8 @@
 """What the caller has set in PyTorch and NumPy reaches no number, and is as it was afterwards."""
 
+import pickle
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import partial
 from threading import Event, Thread
 
@@ -203,6 +205,19 @@ def test_energies_of_a_model_itself():
     assert torch.equal(found, expected)
     with torch.no_grad():
         assert not model(graph)["energy"].requires_grad
+
+
+@surroundings
+@pytest.mark.parametrize(
+    "make", [deepcopy, copy, lambda p: pickle.loads(pickle.dumps(p))], ids=["deep", "shallow", "pickle"]
+)
+def test_copies(name, make, potential):
+    with SURROUNDINGS[name]():
+        before = state()
+        made, calculator = make(potential), make(potential.calculator())
+        assert state() == before
+    np.testing.assert_array_equal(numbers(made.predict(several())), numbers(potential.predict(several())))
+    assert calculator.get_potential_energy(structures.water()) == made.predict(structures.water()).energy
 
 
 def test_errors_leave_everything_as_it_was(potential):

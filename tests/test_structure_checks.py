@@ -152,3 +152,12 @@ def test_charges_that_are_none(charge, potential):
 
 def test_names_of_structures_are_short():
     assert re.fullmatch(r"structure 3 \(3 atoms\)", str(StructureName(having(numbers=np.array([8, 200, 1])), 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_atoms_in_a_periodic_cell(dtype):
+    """Alone, and beside others."""
+    served, nothing = Potential(models.small_model("lr", dtype=dtype)), Atoms(cell=[5, 5, 5], pbc=True)
+    for prediction in (served.predict(nothing), served.predict([nothing, structures.salt()])[0]):
+        assert prediction.energy == 0.0
+        assert prediction.forces.shape == (0, 3)

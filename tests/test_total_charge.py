@@ -13,6 +13,8 @@ from reference import models, structures
 from fastlr import total_charge as module
 from fastlr.errors import InputError
 from fastlr.potential import Potential
+from fastlr.simulation.dynamics import MDSettings, run_md
+from fastlr.simulation.relaxation import relax
 from fastlr.total_charge import CHARGE_NAMES, stated_charge, total_charge
 
 
@@ -133,6 +135,83 @@ def test_charges_that_come_with_a_structure_are_not_ignored(way):
     assert potential.predict(labelled(cation), 0).total_charge == 0.0
     with pytest.raises(InputError, match="its charge labels add up to nan e"):
         way(potential, labelled([np.nan, 0, 0]))
+
+
+@pytest.mark.parametrize("key", ["charges", "charge", "formal_charges", "mulliken_charges", "Bader_charge"])
+def test_charges_in_arrays_are_not_ignored(key):
+    atoms = structures.water()
+    atoms.set_array(key, np.array([0.3, 0.3, 0.4]))
+    potential = reference_of("lr")
+    with pytest.raises(InputError, match=rf"its atoms.arrays\['{key}'\] add up to 1 e, but it states no total charge"):
+        potential.predict([atoms, atoms])
+    assert potential.predict(atoms, 1).total_charge == 1.0
+
+
+def test_the_charge_of_a_calculator_is_not_dropped(tmp_path):
+    potential = reference_of("lr")
+    atoms = structures.water()
+    atoms.calc = potential.calculator(charge=1)
+    ways = [
+        lambda: potential.predict(atoms),
+        lambda: relax(atoms, potential, steps=1),
+        lambda: run_md(atoms, potential, MDSettings(1), tmp_path / "r.extxyz"),
+    ]
+    for way in ways:
+        with pytest.raises(InputError, match="its calculator has a charge of 1 e, but it states no total charge"):
+            way()
+    relax(atoms, potential, charge=1, steps=1)
+    with pytest.raises(InputError, match="has a charge of 1 e"):
+        potential.predict(atoms)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("Electric_Field", "electric_field"),
+        ("efield", "electric_field"),
+        ("chemical potential", "chemical_potential"),
+        ("fragment_charges", "fragment_charge"),
+    ],
+)
+def test_conditions_of_other_spelling_are_refused(key, name):
+    with pytest.raises(InputError, match=f"'{key}' is not read; call it '{name}'"):
+        stated_charge(stating(**{key: [0, 0, 0]}))
+
+
+@pytest.mark.parametrize(("key", "name"), [("Fragment", "fragment"), ("external_potentials", "external_potential")])
+def test_conditions_of_other_spelling_in_arrays_are_refused(key, name):
+    atoms = structures.water()
+    atoms.set_array(key, np.zeros(3))
+    with pytest.raises(InputError, match=f"'{key}' is not read; call it '{name}'"):
+        reference_of("lr").predict([atoms, atoms])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [np.ma.array([0, 0, 0.1], mask=[0, 0, 1]), [True, 0, 0], [0, 0, 1e6], ["0", "0", "1"], [0, 0, 1j], [0, np.nan, 0]],
+)
+def test_fields_that_are_none(field):
+    with pytest.raises(InputError, match="'electric_field' (must be 3 numbers|is larger than 50)"):
+        total_charge(stating(electric_field=field))
+
+
+@pytest.mark.parametrize("charges", [[1j, 0, 0], ["a", "b", "c"]])
+def test_initial_charges_that_are_no_numbers(charges):
+    atoms = structures.water()
+    atoms.arrays["initial_charges"] = np.array(charges)
+    with pytest.raises(InputError, match="its initial charges are no numbers"):
+        stated_charge(atoms)
+
+
+def test_initial_charges_have_few_digits():
+    waters = [with_initial_charges([-0.82, 0.42, 0.42], charge=0)]
+    assert stated_charge(waters[0]) == 0.0
+
+
+@pytest.mark.parametrize("charge", [[[1, 2], [3]], [np.array([1, 0]), 0]])
+def test_lists_of_charges_that_are_none(charge):
+    with pytest.raises(InputError, match="the charge must be a finite number"):
+        reference_of("lr").predict([structures.water()] * 2, charge)
 
 
 class TestFragments:

@@ -17,9 +17,10 @@ from fastlr.engine.steps import Steps
 from fastlr.errors import InputError
 from fastlr.kernels.forks import Lock
 from fastlr.potential import Potential, Prediction, load
+from fastlr.structure_checks import as_structures
 from fastlr.total_charge import total_charge
 
-_OWN = ("_lock", "_server", "steps", "_evaluated")  # of a calculator, not for its copies
+_OWN = ("_lock", "_server", "steps", "_evaluated", "_seen")  # of a calculator, not for its copies
 
 
 class FastlrCalculator(Calculator):
@@ -55,6 +56,8 @@ class FastlrCalculator(Calculator):
     """
 
     def __init__(self, potential: Potential | str | Path, charge: float | None = None, **options: Any):
+        if isinstance(potential, Potential) and options:
+            raise InputError(f"{', '.join(options)}: options of a model to be loaded, but a Potential was given")
         self.charge, self._lock = charge, Lock(reentrant=True)
         self.potential = potential if isinstance(potential, Potential) else load(potential, **options)
         super().__init__()
@@ -65,17 +68,34 @@ class FastlrCalculator(Calculator):
 
     @potential.setter
     def potential(self, potential: Potential) -> None:
+        if not isinstance(potential, Potential):
+            raise InputError(f"a calculator's potential must be a Potential (fastlr.load), got {potential!r:.80}")
         self._potential, self.steps = potential, Steps(potential)
         self.implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
         if potential.has_charges:
             self.implemented_properties += ["charges", "dipole"]
         self.reset()
 
+    def set(self, charge: float | None = None, **others: Any) -> dict[str, Any]:
+        """Set the total charge, as by ``calculator.charge``.
+
+        Raises:
+            InputError: for anything else.
+        """
+        if others:
+            raise InputError(f"{next(iter(others))}: a FastlrCalculator has no parameter but 'charge'")
+        if charge == self.charge or charge is None:
+            return {}
+        self.charge = charge
+        self.reset()
+        return {"charge": charge}
+
     def reset(self) -> None:
         """Forget the last structure and all answers."""
         super().reset()
         self.prediction: Prediction | None = None
         self._evaluated: list | None = None
+        self._seen: dict[str, np.ndarray] | None = None  # a copy: somebody may change ``atoms`` of a calculator
         self._server = self.potential.operations
         self._answers: dict[str, Any] | None = None  # the results, where nobody changes them
 
@@ -102,13 +122,9 @@ class FastlrCalculator(Calculator):
 
         Unlike ASE's own, this sees the total charge and the conditions, and is quick: it is asked several times a step.
         """
-        known = self.atoms
-        if known is None:
+        if self._seen is None:
             return list(all_changes)
-        changes = [
-            name for name in ("positions", "numbers") if not np.array_equal(known.arrays[name], atoms.arrays[name])
-        ]
-        changes += [name for name in ("cell", "pbc") if not np.array_equal(getattr(known, name), getattr(atoms, name))]
+        changes = [name for name, value in self._seen.items() if not np.array_equal(value, getattr(atoms, name))]
         if self._charges_depend_on(atoms) != self._evaluated:
             changes.append("charge")
         self.potential.require_unchanged()
@@ -129,6 +145,8 @@ class FastlrCalculator(Calculator):
             InputError: there are no atoms.
         """
         with self._lock:
+            if atoms is not None:
+                as_structures([atoms])
             if atoms is None and self.atoms is None:
                 raise InputError("the calculator has not been told of any atoms; give it some, or set atoms.calc")
             known = super().get_property(name, atoms, allow_calculation)
@@ -145,10 +163,13 @@ class FastlrCalculator(Calculator):
         """Evaluate all properties at once."""
         with self._lock:
             self.results, self._answers = {}, None
+            if atoms is not None:
+                as_structures([atoms])
             super().calculate(atoms, properties, system_changes)
             if self.atoms is None:
                 raise InputError("the calculator has not been told of any atoms; give it some, or set atoms.calc")
             self._evaluated, self._server = self._charges_depend_on(self.atoms), self.potential.operations
+            self._seen = {name: np.array(getattr(self.atoms, name)) for name in ("positions", "numbers", "cell", "pbc")}
             self.prediction = self.steps.predict(self.atoms, self.charge)
             self.results = ase_results(self.prediction)
 

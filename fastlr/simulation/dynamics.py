@@ -17,6 +17,7 @@ from ase.md.verlet import VelocityVerlet
 from fastlr.errors import CheckpointError, FastlrError, InputError, NonFiniteError
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
+from fastlr.total_charge import require_stated_charge
 
 from .arguments import number, whole
 from .inputs import circumstances_of, inputs_of, require_same_run
@@ -204,6 +205,8 @@ class _Run:
     def __init__(self, atoms: Atoms, potential: Potential, settings: MDSettings, files: MDFiles, on_note: Callable):
         require_movable(atoms)
         self.on_note, self.told = on_note, set()
+        if potential.has_charges:
+            require_stated_charge(atoms, settings.charge)
         self.atoms, self.settings, self.files = atoms, settings, files
         self.calculator = atoms.calc = _Watch(potential, settings.charge)
         self.rng = np.random.default_rng(settings.seed)

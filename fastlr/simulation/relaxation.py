@@ -11,6 +11,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from fastlr.errors import FastlrError, InputError, StructureName
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
+from fastlr.total_charge import require_stated_charge
 
 from .arguments import number, whole
 from .start import satisfied_constraints
@@ -79,6 +80,8 @@ def relax(
                 f"{StructureName(atoms, 0)}: the constraint {type(constraint).__name__} has no part in the stress: "
                 "the cell cannot be relaxed with it; remove it, or leave the cell as it is"
             )
+    if potential.has_charges:
+        require_stated_charge(atoms, charge)
     atoms.calc = FastlrCalculator(potential, charge)
     atoms.get_potential_energy()  # an unusable structure is reported as it is, not as a failed step
     with satisfied_constraints():

@@ -156,9 +156,9 @@ class _Waves:
         phases = (system.pad_periodic(positions) @ self.inverse).transpose(1, 2)  # (Bp, 3, n)
         charges = [system.pad_periodic(q)] if u is q else [system.pad_periodic(q), system.pad_periodic(u)]
         size = max(16, CHUNK // max(1, self.lines.shape[1] * len(phases)))
-        blocks = phases.split(size, dim=2)
+        blocks, starts = phases.split(size, dim=2), range(0, max(1, phases.shape[2]), size)  # of no atoms, an empty one
         factors = [0.0] * len(charges)
-        for start, block in zip(range(0, phases.shape[2], size), blocks, strict=True):
+        for start, block in zip(starts, blocks, strict=True):
             line, third = self._line(block), self._third(block)[0]
             for number, charge in enumerate(charges):
                 some = charge[:, None, start : start + size]
@@ -169,7 +169,7 @@ class _Waves:
         # what charge stands before the potential of which: 2 q_i phi_q, or u_i phi_q + q_i phi_u
         before = [2.0 * charges[0]] if u is q else [charges[1], charges[0]]
         slopes = torch.zeros_like(phases)
-        for start, block in zip(range(0, phases.shape[2], size), blocks, strict=True):
+        for start, block in zip(starts, blocks, strict=True):
             some = slice(start, start + block.shape[2])
             line, (third, bent) = self._line(block), self._third(block)
             for side, charge in zip(sides, before, strict=True):

@@ -128,6 +128,7 @@ def test_conditions_are_compared_by_value(potential, water, key, before, after):
     with np.printoptions(precision=3):
         water.info[key] = before
         calculator.atoms, calculator._evaluated = water.copy(), calculator._charges_depend_on(water)
+        calculator._seen = {}
         assert calculator.check_state(water) == []
         water.info[key] = after
         assert calculator.check_state(water) == ["charge"]
@@ -365,3 +366,35 @@ def test_threads_get_their_own_answers(potential, water, salt):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_parameters_are_set_as_those_of_other_calculators(potential, water):
+    """By ``set``, and only the one there is."""
+    calculator = water.calc = potential.calculator()
+    before = water.get_potential_energy()
+    assert calculator.set(charge=1) == {"charge": 1}
+    assert water.get_potential_energy() == potential.predict(water, 1).energy != before
+    assert calculator.set(charge=1) == {}
+    with pytest.raises(InputError, match="foo: a FastlrCalculator has no parameter but 'charge'"):
+        calculator.set(foo=3)
+
+
+def test_options_and_potentials_that_are_none(potential, water):
+    with pytest.raises(InputError, match="dtype, nonsense: options of a model to be loaded"):
+        FastlrCalculator(potential, dtype="float64", nonsense=3)
+    with pytest.raises(InputError, match="must be a Potential"):
+        potential.calculator().potential = "aqueous-xtb"
+    for wrong in ([water], "w.xyz", 3):
+        with pytest.raises(InputError, match="structures must be ASE Atoms"):
+            potential.calculator().get_potential_energy(wrong)
+        with pytest.raises(InputError, match="structures must be ASE Atoms"):
+            potential.calculator().calculate(wrong)
+
+
+def test_the_calculators_own_atoms_may_be_moved(potential, water):
+    water.calc = potential.calculator()
+    water.get_potential_energy()
+    own = water.calc.atoms
+    own.positions[0] += 0.1
+    own.calc = water.calc
+    assert own.get_potential_energy() == pytest.approx(potential.predict(own).energy, abs=1e-9)
