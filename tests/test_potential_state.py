@@ -327,7 +327,9 @@ def test_what_a_potential_is_not_made_of(model):
 
 
 @pytest.mark.parametrize(
-    "path", [None, 3, b"abc", "", ".", "/dev/full", "/proc/x", "no/such/folder/m.safetensors", "x\0y", 300 * "a"]
+    "path",
+    [None, 3, b"abc", "", ".", "/dev/full", "/proc/x", "no/such/folder/m.safetensors", "x\0y", 300 * "a"],
+    ids=repr,
 )
 def test_where_no_model_can_be_saved(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

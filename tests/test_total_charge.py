@@ -191,7 +191,7 @@ def test_conditions_of_other_spelling_in_arrays_are_refused(key, name):
     [np.ma.array([0, 0, 0.1], mask=[0, 0, 1]), [True, 0, 0], [0, 0, 1e6], ["0", "0", "1"], [0, 0, 1j], [0, np.nan, 0]],
 )
 def test_fields_that_are_none(field):
-    with pytest.raises(InputError, match="'electric_field' (must be 3 numbers|is larger than 50)"):
+    with pytest.raises(InputError, match=r"'electric_field' (must be 3 numbers|is larger than 50)"):
         total_charge(stating(electric_field=field))
 
 
