@@ -13,6 +13,7 @@ from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 
 from .arguments import number, whole
+from .constrained import require_usable_constraints
 from .start import satisfied_constraints
 
 OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
@@ -68,6 +69,7 @@ def relax(
         raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r:.80}")
     if not len(atoms):
         raise InputError(f"{StructureName(atoms, 0)}: there is nothing to move")
+    require_usable_constraints(atoms, StructureName(atoms, 0))
     if cell and not atoms.pbc.all():
         raise InputError(
             f"relaxing the cell needs one that is periodic in three directions; {atoms.get_chemical_formula()} is "

@@ -16,6 +16,7 @@ from reference.models import small_model
 from fastlr import Potential
 from fastlr.errors import InputError
 from fastlr.simulation.dynamics import MDSettings, run_md
+from fastlr.simulation.relaxation import relax
 from fastlr.simulation.start import HONOURED, degrees_of_freedom, draw_velocities
 
 C = ase_constraints
@@ -126,6 +127,57 @@ def test_a_structure_has_to_satisfy_its_constraints(run, constraint):
         InputError, match=f"does not satisfy the constraint {type(constraint).__name__}: atom . is .* Å"
     ):
         run(atoms)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "match"),
+    [
+        (C.FixAtoms([17]), "atom 17, which does not exist"),
+        (C.FixAtoms([0, -7]), "atom -7, which does not exist"),
+        (C.FixCartesian([9]), "atom 9,"),
+        (C.FixedLine([0, 6], [1, 0, 0]), "atom 6,"),
+        (C.Hookean(0, 17, 5.0, rt=2.0), "atom 17,"),
+        (C.Hookean(17, (0.0, 0.0, 1.0), 5.0, rt=2.0), "atom 17,"),
+        (C.Hookean(1, 1, 5.0, rt=2.0), "an atom to itself"),
+        (C.FixBondLengths([[0, 9]]), "atom 9,"),
+        (C.FixBondLengths([[0, 1], [0, 0]]), "an atom to itself"),
+        (C.FixBondLengths([[0, -6]]), "an atom to itself"),
+        (C.FixBondLengths([0, 1]), "takes pairs"),
+        (C.FixBondLengths([[0.0, 1.0]]), "no whole numbers"),
+        (C.FixBondLengths([[0, 1]], bondlengths=[np.nan]), "at nan Å"),
+        (C.FixBondLengths([[0, 1]], bondlengths=[0.0]), "at 0 Å"),
+        (C.FixBondLengths([[0, 1], [0, 2]], bondlengths=[1.0]), "each of its 2 pairs"),
+        (C.FixLinearTriatomic([(1, 0, 22)]), "atom 22,"),
+        (C.FixLinearTriatomic([(1, 0, 1)]), "an atom to itself"),
+        (C.FixInternals(bonds=[[1.0, [0, 17]]]), "atom 17,"),
+        (C.FixInternals(bondcombos=[[1.0, [[0, 1, 1.0], [0, 17, 1.0]]]]), "atom 17,"),
+        (C.ExternalForce(0, 17, 0.1), "atom 17,"),
+        (C.FixScaled([17]), "atom 17,"),
+        (C.FixedMode(np.ones((5, 3))), "5 atoms, not of 6"),
+    ],
+)
+def test_constraints_are_of_atoms_that_there_are(run, potential, constraint, match):
+    """In dynamics and relaxations."""
+    atoms = pair()
+    atoms.set_constraint(constraint)
+    with pytest.raises(InputError, match=f"the constraint {type(constraint).__name__} .*{match}"):
+        relax(atoms, potential, steps=1)
+    if type(constraint) in HONOURED:
+        with pytest.raises(InputError, match=f"the constraint {type(constraint).__name__} .*{match}"):
+            run(atoms)
+
+
+def test_atoms_may_be_counted_from_the_end(run, potential):
+    for constraint in (
+        C.FixAtoms([-1]),
+        C.FixBondLengths([[-2, -3]]),
+        C.FixBondLengths([]),
+        C.Hookean(0, -1, 5.0, 2.0),
+    ):
+        atoms = pair()
+        atoms.set_constraint(constraint)
+        run(atoms, 1)
+        relax(atoms, potential, steps=1)
 
 
 def test_every_honoured_constraint_is_tried():
