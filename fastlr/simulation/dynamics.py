@@ -19,6 +19,7 @@ from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 
 from .arguments import number, whole
+from .files import LOG_HEADER, MDFiles, require_own
 from .inputs import circumstances_of, inputs_of, require_same_run
 from .records import AppendedFile, MDState, load_state, save_state
 from .start import (
@@ -33,7 +34,6 @@ from .start import (
 )
 from .structures import check_output, extxyz, with_results
 
-LOG_HEADER = "step,time_fs,potential_eV,kinetic_eV,total_eV,temperature_K\n"
 FAR, FARTHEST = 0.1, 2.0  # Å in a step that tell of forces too large for it, and of an atom flung away
 DRIFT = 1.0  # eV an atom by which the total energy may change where it is conserved
 SAME_MODEL = 1e-3  # of forces; what other kernels and threads change is far less
@@ -116,25 +116,6 @@ class MDReport:
     adjoint_iterations: float = 0.0
 
 
-@dataclass(frozen=True)
-class MDFiles:
-    """The files of a run, named after its trajectory."""
-
-    trajectory: Path
-
-    @property
-    def log(self) -> Path:
-        return self.trajectory.with_suffix(".csv")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.trajectory.with_suffix(".checkpoint.npz")
-
-    @property
-    def all(self) -> tuple[Path, Path, Path]:
-        return self.checkpoint, self.trajectory, self.log
-
-
 def run_md(
     atoms: Atoms,
     potential: Potential,
@@ -166,7 +147,7 @@ def run_md(
         settings: see ``MDSettings``.
         output: the trajectory, .extxyz or .xyz.
         resume: go on from the checkpoint; where there is no file at all yet, start.
-        overwrite: delete the files of an earlier run, where there are any.
+        overwrite: delete the files of an earlier run, where there are any; files that are none of that run stay.
         checkpoint_seconds: wall time between checkpoints.
         on_step: called after every step.
         should_stop: asked after every step; on True the run saves a checkpoint and returns early.
@@ -174,7 +155,8 @@ def run_md(
 
     Raises:
         InputError: the structure cannot be used, there is an earlier run and neither resume nor overwrite, that run was
-            another one, or a step tore the structure apart. The last good frame is then the last of the trajectory.
+            another one, a file of the user's stands where log or checkpoint would, or a step tore the structure apart:
+            the last good frame is then the last of the trajectory.
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy, force or velocity is not finite; likewise.
     """
@@ -183,6 +165,7 @@ def run_md(
         raise InputError("resume and overwrite exclude each other")
     if checkpoint_seconds != inf:
         checkpoint_seconds = number("checkpoint_seconds", checkpoint_seconds, least=0.0, unit="s")
+    require_own(files, resume)
     existing = [path for path in files.all if path.exists()]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")
@@ -375,6 +358,7 @@ class _Run:
                 inputs=self.inputs,
                 circumstances=self.circumstances,
                 carried=self.calculator.steps.state(repeated=True),
+                trajectory=self.files.trajectory.suffix,
             ),
         )
 
