@@ -18,7 +18,7 @@ from fastlr.errors import CheckpointError, FastlrError, InputError, NonFiniteErr
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 
-from .arguments import number, whole
+from .arguments import loaded, number, require_functions, require_switches, structure, whole
 from .files import LOG_HEADER, MDFiles, require_own
 from .inputs import circumstances_of, inputs_of, require_same_run
 from .records import AppendedFile, MDState, load_state, save_state
@@ -118,7 +118,7 @@ class MDReport:
 
 def run_md(
     atoms: Atoms,
-    potential: Potential,
+    potential: Potential | str | Path,
     settings: MDSettings,
     output: str | Path,
     *,
@@ -143,7 +143,7 @@ def run_md(
 
     Args:
         atoms: where to start; changed in place. Velocities are drawn unless it has momenta other than zero.
-        potential: gives the forces.
+        potential: gives the forces; what ``fastlr.load`` takes is loaded.
         settings: see ``MDSettings``.
         output: the trajectory, .extxyz or .xyz.
         resume: go on from the checkpoint; where there is no file at all yet, start.
@@ -160,16 +160,20 @@ def run_md(
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy, force or velocity is not finite; likewise.
     """
-    files = MDFiles(check_output(output, overwrite=True))
+    atoms, files = structure(atoms), MDFiles(check_output(output, overwrite=True))
+    if not isinstance(settings, MDSettings):
+        raise InputError(f"settings must be MDSettings, as in MDSettings(steps=100), got {settings!r:.80}")
+    require_switches(resume=resume, overwrite=overwrite)
+    require_functions(on_step=on_step, should_stop=should_stop, on_note=on_note)
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other")
-    if checkpoint_seconds != inf:
+    if not (getattr(checkpoint_seconds, "shape", ()) == () and checkpoint_seconds == inf):
         checkpoint_seconds = number("checkpoint_seconds", checkpoint_seconds, least=0.0, unit="s")
     require_own(files, resume)
     existing = [path for path in files.all if path.exists()]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")
-    run = _Run(atoms, potential, settings, files, on_note)
+    run = _Run(atoms, loaded(potential), settings, files, on_note)
     if resume and existing:
         run.resume()
     else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms, constraints
@@ -12,7 +13,7 @@ from fastlr.errors import FastlrError, InputError, StructureName
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 
-from .arguments import number, whole
+from .arguments import loaded, number, require_functions, require_switches, structure, whole
 from .constrained import require_usable_constraints
 from .start import satisfied_constraints
 
@@ -36,7 +37,7 @@ class RelaxReport:
 
 def relax(
     atoms: Atoms,
-    potential: Potential,
+    potential: Potential | str | Path,
     *,
     fmax: float = 0.01,
     steps: int = 1000,
@@ -50,7 +51,7 @@ def relax(
 
     Args:
         atoms: where to start; afterwards it carries the calculator with its results.
-        potential: gives the forces.
+        potential: gives the forces; what ``fastlr.load`` takes is loaded.
         fmax: eV/Å; with ``cell`` also for the gradient with respect to the logarithm of the deformation, which ASE
             divides by the number of atoms.
         steps: at most so many.
@@ -64,6 +65,9 @@ def relax(
         InputError: the structure or an argument cannot be used, or ``cell`` without periodicity in three directions.
         NonFiniteError: an energy or force is not finite.
     """
+    atoms = structure(atoms)
+    require_switches(cell=cell)
+    require_functions(on_step=on_step, should_stop=should_stop)
     fmax, steps = number("fmax", fmax, above=0.0, unit="eV/Å"), whole("steps", steps, least=0)
     if not (isinstance(optimizer, str) and optimizer in OPTIMIZERS):
         raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r:.80}")
@@ -81,7 +85,7 @@ def relax(
                 f"{StructureName(atoms, 0)}: the constraint {type(constraint).__name__} has no part in the stress: "
                 "the cell cannot be relaxed with it; remove it, or leave the cell as it is"
             )
-    atoms.calc = FastlrCalculator(potential, charge)
+    atoms.calc = FastlrCalculator(loaded(potential), charge)
     atoms.get_potential_energy()  # an unusable structure is reported as it is, not as a failed step
     with satisfied_constraints():
         search = OPTIMIZERS[optimizer](FrechetCellFilter(atoms) if cell else atoms, logfile=None)

@@ -1,6 +1,7 @@
 """What a run starts from, what its temperature means, and how it ends where a step tears it apart."""
 
 import csv
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,8 @@ from ase.io import read
 from reference import structures
 from reference.models import small_model
 
-from fastlr import Potential
-from fastlr.errors import InputError
+from fastlr import Potential, available_models
+from fastlr.errors import FastlrError, InputError
 from fastlr.simulation.dynamics import MDSettings, run_md
 from fastlr.simulation.relaxation import relax
 from fastlr.simulation.start import HONOURED, degrees_of_freedom, draw_velocities
@@ -336,11 +337,60 @@ def test_other_arguments_of_runs(potential, tmp_path):
     for options, match in (
         ({"checkpoint_seconds": np.nan}, "checkpoint_seconds must be"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds must be"),
+        ({"checkpoint_seconds": np.array([1, 2])}, "checkpoint_seconds must be"),
+        ({"checkpoint_seconds": [1]}, "checkpoint_seconds must be"),
+        ({"overwrite": "no"}, "overwrite must be True or False"),
+        ({"resume": np.array([1, 2])}, "resume must be True or False"),
+        ({"on_step": None}, "on_step must be a function"),
+        ({"should_stop": True}, "should_stop must be a function"),
+        ({"on_note": "print"}, "on_note must be a function"),
         ({"resume": True, "overwrite": True}, "exclude"),
     ):
         with pytest.raises(InputError, match=match):
             run_md(structures.water(), potential, MDSettings(1), tmp_path / "run.extxyz", **options)
     run_md(structures.water(), potential, MDSettings(0), tmp_path / "run.extxyz", checkpoint_seconds=np.inf)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "match"),
+    [
+        ([structures.water()], r"must be ASE Atoms, a single one, got \[Atoms"),
+        (None, "must be ASE Atoms, a single one, got None"),
+        ("w.xyz", r"got the name of a file: give ase\.io\.read\('w\.xyz'\)"),
+        (np.zeros((3, 3)), "must be ASE Atoms"),
+    ],
+)
+def test_what_is_no_structure(run, potential, atoms, match):
+    for call in (lambda: run(atoms), lambda: relax(atoms, potential)):
+        with pytest.raises(InputError, match=match):
+            call()
+
+
+def test_a_potential_may_be_named(tmp_path):
+    name, run = available_models()[0], tmp_path / "run.extxyz"
+    report = run_md(structures.water(), name, MDSettings(0), run)
+    assert relax(structures.water(), name, steps=0).energy == report.start.potential
+    for other in (None, 3, "no-such-model"):
+        with pytest.raises(FastlrError, match="model is named"):
+            run_md(structures.water(), other, MDSettings(0), run, overwrite=True)
+        with pytest.raises(FastlrError, match="model is named"):
+            relax(structures.water(), other)
+
+
+def test_settings_and_outputs_that_are_none(potential, tmp_path):
+    with pytest.raises(InputError, match=r"settings must be MDSettings, as in MDSettings\(steps=100\), got \{"):
+        run_md(structures.water(), potential, {"steps": 2}, tmp_path / "run.extxyz")
+    for output in (None, 3, b"run.xyz", ["run.xyz"]):
+        with pytest.raises(InputError, match="the output must be the name of a file"):
+            run_md(structures.water(), potential, MDSettings(1), output)
+
+
+def test_no_warning_where_warnings_are_errors(potential, tmp_path):
+    atoms = structures.salt()
+    atoms.arrays["external_potential"] = np.linspace(0.0, 0.1, len(atoms))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_md(atoms, potential, MDSettings(1), tmp_path / "run.extxyz")
 
 
 def test_what_frames_cannot_hold_is_told_once(run):
