@@ -23,10 +23,10 @@ SIMILAR = {
     "dipole": ("dipole",),
 }
 # ... and words for numbers about labels, alone or at the end of a word, and for other energies
-ABOUT = (
-    "weight weights uncertainty uncertainties unc std stdev stddev sigma sigmas error errors err errs variance variances "
-    "var deviation deviations dev rmse mae mask masks unit units tolerance tol confidence noise scale shift kinetic"
-).split()
+ABOUT = re.compile(
+    r"(weights?|uncertaint(y|ies)|unc|std|std?dev|sigmas?|errors?|errs?|variances?|var|deviations?|dev|rmse|mae|masks?|"
+    r"units?|tolerance|tol|confidence|noise|scale|shift|kinetic)$"
+)
 SIZES = {"energy": (1,), "stress": (6, 9), "dipole": (3,)}  # numbers a structure, of others a row an atom
 NOT_LABELS = {"initial_charges", "fragment_charge"}
 LISTED = 12  # keys in one message
@@ -206,7 +206,7 @@ def _is_called_like(name: str, key: str, is_result: bool) -> bool:
 def _is_about_a_label(found: str) -> bool:
     """Whether a name is that of a weight, an uncertainty, ... of a label: "config_energy_weight", "forcesStd"."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", found)]
-    return any(word.endswith(about) for word in words for about in ABOUT)
+    return any(ABOUT.search(word) for word in words)
 
 
 def _dropped(frame: Frame) -> Iterator[tuple[str, str]]:
