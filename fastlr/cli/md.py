@@ -16,6 +16,7 @@ from .options import (
     MemoryOption,
     ModelArgument,
     load_potential,
+    naming,
     not_negative,
     parse_charge,
 )
@@ -85,7 +86,7 @@ def md(
     potential = load_potential(model, backend, device, dtype, memory_budget)
     if resume and not any(path.exists() for path in files.all):
         print(f"nothing to resume at {output}: starting", file=sys.stderr)
-    with stop_on_signals() as stop, progress_bar("md", steps) as show:
+    with naming(input, index), stop_on_signals() as stop, progress_bar("md", steps) as show:
         report = run_md(
             atoms,
             potential,
