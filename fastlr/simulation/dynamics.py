@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from os.path import lexists
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -170,7 +171,7 @@ def run_md(
     if not (getattr(checkpoint_seconds, "shape", ()) == () and checkpoint_seconds == inf):
         checkpoint_seconds = number("checkpoint_seconds", checkpoint_seconds, least=0.0, unit="s")
     require_own(files, resume)
-    existing = [path for path in files.all if path.exists()]
+    existing = [path for path in files.all if lexists(path)]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")
     run = _Run(atoms, loaded(potential), settings, files, on_note)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastlr.errors import InputError
+from fastlr.files import check_writable
 
 from .records import trajectory_suffix
 
@@ -37,9 +38,11 @@ def require_own(files: MDFiles, resume: bool) -> None:
         resume: the checkpoint is to be read, which says what is wrong with it better.
 
     Raises:
-        InputError: one is another file of the user's, or of the run with a trajectory of the same name but another
-            suffix.
+        InputError: one cannot be written, is another file of the user's, or of the run with a trajectory of the same
+            name but another suffix.
     """
+    for path in files.all:
+        check_writable(path, overwrite=True)
     if files.log.is_file() and not _is_log(files.log):
         raise InputError(f"{files.log}: exists, and is no log of a run; {_REMEDY}")
     beside = [path for path in (files.log, files.checkpoint) if path.is_file()]

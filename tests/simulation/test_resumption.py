@@ -277,3 +277,17 @@ def test_runs_that_differ_by_their_suffix_keep_their_files(potential, tmp_path):
     (tmp_path / "a.extxyz").write_text("the structure that it started from")
     run_md(structures.water(), potential, settings(1), tmp_path / "a.xyz", overwrite=True)
     run_md(structures.water(), potential, settings(2), tmp_path / "a.xyz", resume=True)
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run.checkpoint.npz", "run.extxyz"])
+def test_folders_and_links_in_the_place_of_a_file(potential, tmp_path, name):
+    (tmp_path / name).mkdir()
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=f"{name}: is a folder"):
+            run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz", **options)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"{name} exists"):
+        run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz")
+    run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz", overwrite=True)
+    assert (tmp_path / name).is_file() and not (tmp_path / name).is_symlink()
