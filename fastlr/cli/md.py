@@ -16,6 +16,7 @@ from .options import (
     MemoryOption,
     ModelArgument,
     load_potential,
+    naming,
     not_negative,
     parse_charge,
 )
@@ -68,21 +69,24 @@ def md(
 
     from fastlr.files import check_writable
     from fastlr.reading import read_structure
-    from fastlr.simulation.dynamics import MDFiles, MDSettings, run_md
+    from fastlr.simulation.dynamics import MDSettings, run_md
+    from fastlr.simulation.files import MDFiles, require_own
     from fastlr.simulation.structures import check_output
 
     from .progress import Stopped, progress_bar, stop_on_signals
 
     settings = MDSettings(steps, timestep, ensemble, temperature, friction, interval, seed, total_charge)
-    for path in MDFiles(check_output(output, overwrite=True)).all:
+    files = MDFiles(check_output(output, overwrite=True))
+    require_own(files, resume)
+    for path in files.all:
         check_writable(
             path, (input, model), overwrite or resume, "--resume goes on with that run, --overwrite replaces it"
         )
     atoms = read_structure(input, index)
     potential = load_potential(model, backend, device, dtype, memory_budget)
-    if resume and not any(path.exists() for path in MDFiles(output).all):
+    if resume and not any(path.exists() for path in files.all):
         print(f"nothing to resume at {output}: starting", file=sys.stderr)
-    with stop_on_signals() as stop, progress_bar("md", steps) as show:
+    with naming(input, index), stop_on_signals() as stop, progress_bar("md", steps) as show:
         report = run_md(
             atoms,
             potential,
@@ -95,7 +99,7 @@ def md(
             should_stop=stop,
             on_note=lambda note: print(f"note: {note}", file=sys.stderr),
         )
-    _print_report(report, settings, MDFiles(output))
+    _print_report(report, settings, files)
     if stop() and report.last_step < steps:
         raise Stopped(f"stopped at step {report.last_step} of {steps}; add --resume to go on", stop.exit_code)
 

@@ -1,12 +1,14 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastlr.errors import InputError
+from fastlr.errors import FastlrError, InputError
 
 
 def positive(value: float | list[float] | None) -> float | list[float] | None:
@@ -77,3 +79,14 @@ def load_potential(model: str, backend: str, device: str, dtype: str | None, mem
         raise InputError(f"memory budget must be a positive number of GiB, got {memory_budget}")
     budget = None if memory_budget is None else memory_budget * 2**30
     return fastlr.load(model, backend=backend, device=device, dtype=dtype, memory_budget=budget)
+
+
+@contextmanager
+def naming(source: str | Path | None, index: str = "-1") -> Iterator[None]:
+    """Have errors about a structure name the file that it was read from."""
+    try:
+        yield
+    except FastlrError as error:
+        if source is None or "structure 0" not in str(error):
+            raise
+        raise type(error)(f"{source} (index {index}): {error}") from error

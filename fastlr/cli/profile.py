@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument, OverwriteOption
+from .options import BackendOption, DeviceOption, DtypeOption, ModelArgument, OverwriteOption, naming
 
 
 def profile(
@@ -38,7 +38,8 @@ def profile(
         configuration = box(potential.species, potential.config.r_max, atoms)
     else:
         configuration = read_structure(structure)
-    graph = potential.graph(configuration)
+    with naming(structure):
+        graph = potential.graph(configuration)
     print(
         f"{potential.name}, {potential.config.dtype} on {potential.device}, backend '{potential.operations.backend}': "
         f"{graph.num_nodes:,} atoms, {graph.num_edges:,} edges"

@@ -17,6 +17,7 @@ from .options import (
     ModelArgument,
     OverwriteOption,
     load_potential,
+    naming,
     parse_charge,
 )
 
@@ -56,7 +57,7 @@ def relax(
     check_output(output, inputs=(input, model), overwrite=overwrite)
     atoms = read_structure(input, index)
     potential = load_potential(model, backend, device, dtype, memory_budget)
-    with stop_on_signals() as stop, progress_bar("relaxing", steps) as show:
+    with naming(input, index), stop_on_signals() as stop, progress_bar("relaxing", steps) as show:
         report = run_relaxation(
             atoms,
             potential,

@@ -20,7 +20,8 @@ def train(
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Output directory, new or empty (default: runs/<name of config>).")
+        str | None,  # a Path would make the current folder of ""
+        typer.Option(metavar="PATH", help="Output directory, new or empty (default: runs/<name of config>)."),
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -1,12 +1,16 @@
-"""Numbers that callers give: Python's, numpy's or a tensor's, and nothing else."""
+"""What callers give: numbers (Python's, numpy's or a tensor's), a structure, a model, functions; and nothing else."""
 
+from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from fastlr.errors import InputError
+from fastlr.potential import Potential, load
 
 
 def number(key: str, value: Any, *, least: float = -inf, above: float = -inf, unit: str = "") -> float:
@@ -42,3 +46,31 @@ def whole(key: str, value: Any, *, least: int) -> int:
     if plain < least:
         raise InputError(f"{key} must be at least {least}, got {value}")
     return int(plain)
+
+
+def structure(atoms: Atoms) -> Atoms:
+    """A single structure, or an ``InputError`` that says what else it is."""
+    if isinstance(atoms, Atoms):
+        return atoms
+    if isinstance(atoms, (str, Path)):
+        raise InputError(f"a structure must be ASE Atoms, got the name of a file: give ase.io.read({str(atoms)!r})")
+    raise InputError(f"a structure must be ASE Atoms, a single one, got {atoms!r:.80}")
+
+
+def loaded(potential: Potential | str | Path) -> Potential:
+    """A potential, loaded if it is the name of one; see ``fastlr.load``."""
+    return potential if isinstance(potential, Potential) else load(potential)
+
+
+def require_switches(**switches: bool) -> None:
+    """Raises InputError that names the argument which is neither True nor False."""
+    for key, value in switches.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise InputError(f"{key} must be True or False, got {value!r:.80}")
+
+
+def require_functions(**functions: Callable) -> None:
+    """Raises InputError that names the argument which cannot be called."""
+    for key, function in functions.items():
+        if not callable(function):
+            raise InputError(f"{key} must be a function, got {function!r:.80}")

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from os.path import lexists
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,8 @@ from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 from fastlr.total_charge import require_stated_charge
 
-from .arguments import number, whole
+from .arguments import loaded, number, require_functions, require_switches, structure, whole
+from .files import LOG_HEADER, MDFiles, require_own
 from .inputs import circumstances_of, inputs_of, require_same_run
 from .records import AppendedFile, MDState, load_state, save_state
 from .start import (
@@ -34,7 +36,6 @@ from .start import (
 )
 from .structures import check_output, extxyz, with_results
 
-LOG_HEADER = "step,time_fs,potential_eV,kinetic_eV,total_eV,temperature_K\n"
 FAR, FARTHEST = 0.1, 2.0  # Å in a step that tell of forces too large for it, and of an atom flung away
 DRIFT = 1.0  # eV an atom by which the total energy may change where it is conserved
 SAME_MODEL = 1e-3  # of forces; what other kernels and threads change is far less
@@ -117,28 +118,9 @@ class MDReport:
     adjoint_iterations: float = 0.0
 
 
-@dataclass(frozen=True)
-class MDFiles:
-    """The files of a run, named after its trajectory."""
-
-    trajectory: Path
-
-    @property
-    def log(self) -> Path:
-        return self.trajectory.with_suffix(".csv")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.trajectory.with_suffix(".checkpoint.npz")
-
-    @property
-    def all(self) -> tuple[Path, Path, Path]:
-        return self.checkpoint, self.trajectory, self.log
-
-
 def run_md(
     atoms: Atoms,
-    potential: Potential,
+    potential: Potential | str | Path,
     settings: MDSettings,
     output: str | Path,
     *,
@@ -163,11 +145,11 @@ def run_md(
 
     Args:
         atoms: where to start; changed in place. Velocities are drawn unless it has momenta other than zero.
-        potential: gives the forces.
+        potential: gives the forces; what ``fastlr.load`` takes is loaded.
         settings: see ``MDSettings``.
         output: the trajectory, .extxyz or .xyz.
         resume: go on from the checkpoint; where there is no file at all yet, start.
-        overwrite: delete the files of an earlier run, where there are any.
+        overwrite: delete the files of an earlier run, where there are any; files that are none of that run stay.
         checkpoint_seconds: wall time between checkpoints.
         on_step: called after every step.
         should_stop: asked after every step; on True the run saves a checkpoint and returns early.
@@ -175,19 +157,25 @@ def run_md(
 
     Raises:
         InputError: the structure cannot be used, there is an earlier run and neither resume nor overwrite, that run was
-            another one, or a step tore the structure apart. The last good frame is then the last of the trajectory.
+            another one, a file of the user's stands where log or checkpoint would, or a step tore the structure apart:
+            the last good frame is then the last of the trajectory.
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy, force or velocity is not finite; likewise.
     """
-    files = MDFiles(check_output(output, overwrite=True))
+    atoms, files = structure(atoms), MDFiles(check_output(output, overwrite=True))
+    if not isinstance(settings, MDSettings):
+        raise InputError(f"settings must be MDSettings, as in MDSettings(steps=100), got {settings!r:.80}")
+    require_switches(resume=resume, overwrite=overwrite)
+    require_functions(on_step=on_step, should_stop=should_stop, on_note=on_note)
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other")
-    if checkpoint_seconds != inf:
+    if not (getattr(checkpoint_seconds, "shape", ()) == () and checkpoint_seconds == inf):
         checkpoint_seconds = number("checkpoint_seconds", checkpoint_seconds, least=0.0, unit="s")
-    existing = [path for path in files.all if path.exists()]
+    require_own(files, resume)
+    existing = [path for path in files.all if lexists(path)]
     if existing and not (resume or overwrite):
         raise InputError(f"{existing[-1]} exists; go on with that run (resume) or replace it (overwrite)")
-    run = _Run(atoms, potential, settings, files, on_note)
+    run = _Run(atoms, loaded(potential), settings, files, on_note)
     if resume and existing:
         run.resume()
     else:
@@ -378,6 +366,7 @@ class _Run:
                 inputs=self.inputs,
                 circumstances=self.circumstances,
                 carried=self.calculator.steps.state(repeated=True),
+                trajectory=self.files.trajectory.suffix,
             ),
         )
 

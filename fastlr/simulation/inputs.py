@@ -48,7 +48,7 @@ def inputs_of(atoms: Atoms, potential: Potential, settings: Any) -> dict[str, np
         "positions": atoms.positions,
         "momenta": atoms.get_momenta(),
     }
-    return {name: np.array(value) for name, value in found.items()}
+    return {name: np.array(value.numpy() if torch.is_tensor(value) else value) for name, value in found.items()}
 
 
 def _described(constraint: Any) -> list:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -87,6 +88,7 @@ class MDState:
         inputs: what the run was started with (see ``inputs.inputs_of``).
         circumstances: what it ran on (see ``inputs.circumstances_of``).
         carried: arrays that evaluations carry on from step to step (see ``engine.steps.Steps.state``).
+        trajectory: suffix of the trajectory's name, by which runs named alike are told apart; "" if it is not known.
     """
 
     step: int
@@ -101,22 +103,25 @@ class MDState:
     inputs: dict[str, np.ndarray]
     circumstances: dict[str, str]
     carried: dict[str, np.ndarray]
+    trajectory: str = ""
 
 
 _FORMAT = 2  # of checkpoints; the first did not record what a run was started with
 _ARRAYS = ("positions", "momenta", "forces")
 _PLAIN = ("step", "energy", "rng", "sizes", "freedom", "first_total", "circumstances")
 _NAMED = ("inputs", "carried")  # dictionaries of arrays, whose names follow these
+# what reading a file that is no checkpoint ends in
+_UNSOUND = (OSError, BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error)
 
 
 def save_state(path: Path, state: MDState) -> None:
     """Write a checkpoint; the one before is replaced only when the new one is safely on the disk."""
     content = BytesIO()
-    plain = json.dumps({"format": _FORMAT, **{name: getattr(state, name) for name in _PLAIN}})
+    plain = {"format": _FORMAT, "trajectory": state.trajectory, **{name: getattr(state, name) for name in _PLAIN}}
     arrays = {name: getattr(state, name) for name in _ARRAYS}
     for kind in _NAMED:
         arrays |= {f"{kind}_{name}": value for name, value in getattr(state, kind).items()}
-    np.savez(content, plain=np.array(plain), **arrays)
+    np.savez(content, plain=np.array(json.dumps(plain)), **arrays)
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content.getvalue())
         file.flush()
@@ -138,10 +143,22 @@ def load_state(path: Path) -> MDState:
             for kind in _NAMED:
                 names = [name for name in content.files if name.startswith(f"{kind}_")]
                 arrays[kind] = {name.removeprefix(f"{kind}_"): content[name] for name in names}
-            return MDState(**arrays, **{name: plain[name] for name in _PLAIN})
+            known = {name: plain[name] for name in _PLAIN}
+            return MDState(**arrays, **known, trajectory=plain.get("trajectory", ""))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; start over with overwrite") from None
     except CheckpointError:
         raise
-    except (OSError, BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except _UNSOUND as error:
         raise CheckpointError(f"{path}: not a sound checkpoint of a run ({error})") from None
+
+
+def trajectory_suffix(path: Path) -> str | None:
+    """The suffix of the trajectory that a checkpoint of any version belongs to, "" if it does not say, and None for
+    what is no checkpoint."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            plain = json.loads(content["plain"].item())
+            return str(plain.get("trajectory", "")) if "step" in plain else None
+    except _UNSOUND:
+        return None

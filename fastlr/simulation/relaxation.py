@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms, constraints
@@ -13,7 +14,8 @@ from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
 from fastlr.total_charge import require_stated_charge
 
-from .arguments import number, whole
+from .arguments import loaded, number, require_functions, require_switches, structure, whole
+from .constrained import require_usable_constraints
 from .start import satisfied_constraints
 
 OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
@@ -36,7 +38,7 @@ class RelaxReport:
 
 def relax(
     atoms: Atoms,
-    potential: Potential,
+    potential: Potential | str | Path,
     *,
     fmax: float = 0.01,
     steps: int = 1000,
@@ -50,7 +52,7 @@ def relax(
 
     Args:
         atoms: where to start; afterwards it carries the calculator with its results.
-        potential: gives the forces.
+        potential: gives the forces; what ``fastlr.load`` takes is loaded.
         fmax: eV/Å; with ``cell`` also for the gradient with respect to the logarithm of the deformation, which ASE
             divides by the number of atoms.
         steps: at most so many.
@@ -64,11 +66,15 @@ def relax(
         InputError: the structure or an argument cannot be used, or ``cell`` without periodicity in three directions.
         NonFiniteError: an energy or force is not finite.
     """
+    atoms = structure(atoms)
+    require_switches(cell=cell)
+    require_functions(on_step=on_step, should_stop=should_stop)
     fmax, steps = number("fmax", fmax, above=0.0, unit="eV/Å"), whole("steps", steps, least=0)
     if not (isinstance(optimizer, str) and optimizer in OPTIMIZERS):
         raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r:.80}")
     if not len(atoms):
         raise InputError(f"{StructureName(atoms, 0)}: there is nothing to move")
+    require_usable_constraints(atoms, StructureName(atoms, 0))
     if cell and not atoms.pbc.all():
         raise InputError(
             f"relaxing the cell needs one that is periodic in three directions; {atoms.get_chemical_formula()} is "
@@ -80,6 +86,7 @@ def relax(
                 f"{StructureName(atoms, 0)}: the constraint {type(constraint).__name__} has no part in the stress: "
                 "the cell cannot be relaxed with it; remove it, or leave the cell as it is"
             )
+    potential = loaded(potential)
     if potential.has_charges:
         require_stated_charge(atoms, charge)
     atoms.calc = FastlrCalculator(potential, charge)

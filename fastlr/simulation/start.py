@@ -8,6 +8,8 @@ from ase import Atoms, constraints, units
 
 from fastlr.errors import InputError, StructureName
 
+from .constrained import require_usable_constraints
+
 # Those under which ASE's integrators keep the energy, to second order in the time step
 HONOURED = (
     constraints.FixAtoms,
@@ -45,11 +47,8 @@ def require_movable(atoms: Atoms) -> None:
                 f"{name}: the constraint {type(constraint).__name__} is none that dynamics honours, which are "
                 f"{', '.join(known.__name__ for known in HONOURED)}; remove it, or choose one of these"
             )
-        # else ASE would take lengths at the first step, and those of another configuration after a resumption
-        if isinstance(constraint, constraints.FixLinearTriatomic):
-            constraint.initialize(atoms)
-        elif getattr(constraint, "bondlengths", 0) is None:
-            constraint.bondlengths = constraint.initialize_bond_lengths(atoms)
+    require_usable_constraints(atoms, name)
+    for constraint in atoms.constraints:
         _require_satisfied(constraint, atoms, name)
 
 

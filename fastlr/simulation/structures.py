@@ -1,5 +1,6 @@
 """Structures to files, with results: extended XYZ."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def check_output(path: str | Path, **options) -> Path:
     Raises:
         InputError: it cannot be written, or the name is that of another format.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"the output must be the name of a file, got {path!r:.80}")
     path = Path(path)
     if path.suffix not in (".extxyz", ".xyz"):
         raise InputError(f"{path}: the output is extended XYZ; give it a name that ends in .extxyz or .xyz")

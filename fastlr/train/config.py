@@ -5,6 +5,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -31,7 +33,7 @@ MAY_BE_AUTO = {**FROM_DATA, "electronegativity_shifts": 0.0}
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | Path) else value
+    return [value] if isinstance(value, str) else value
 
 
 def _as_seconds(value: Any) -> Any:
@@ -61,7 +63,7 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
-Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 
 
 class DataConfig(Section):
@@ -137,14 +139,14 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
     """A validated training configuration, its paths made absolute.
 
     Args:
-        config: plain data, or the path of a YAML file (``yaml_text``).
+        config: plain data, or the path of a YAML file (``yaml_text``). Paths, arrays and tensors are plain data, too.
         overrides: "key.sub=value", the value in YAML; each key once.
 
     Raises:
         ConfigError: not readable, or a key is unknown, missing, invalid or stands twice; the message names the key.
     """
     base, data = _read(config)
-    _override_all(data, overrides or [])
+    _override_all(data, [] if overrides is None else overrides)
     # a section without entries is as good as none
     data = {key: value for key, value in data.items() if value is not None}
     try:
@@ -173,12 +175,23 @@ def _read(config: dict | str | Path) -> tuple[Path, dict]:
             raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         base, data = path.resolve().parent, parse_yaml(text, str(path))
     else:
-        base, data = Path.cwd(), deepcopy(config)
+        base, data = Path.cwd(), _plain(config)
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         found = "it is empty" if data is None else f"found {type(data).__name__}"
         found = f"found keys {sorted(map(str, data))}" if isinstance(data, dict) else found
         raise ConfigError(f"a training configuration has the sections model, data, loss and training; {found}")
     return base, data
+
+
+def _plain(value: Any) -> Any:
+    """A copy as a file would give it: arrays and tensors as lists and numbers, paths as text."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic)) or torch.is_tensor(value):
+        return _plain(value.tolist())
+    return str(value) if isinstance(value, Path) else deepcopy(value)
 
 
 _FILES = ("train", "validation", "test")
@@ -208,6 +221,8 @@ def complete_model(model: dict[str, Any], found: dict[str, Any]) -> ModelConfig:
 
 
 def _override_all(data: dict, overrides: list[str]) -> None:
+    if not isinstance(overrides, (list, tuple)) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(f"overrides: must be a list of texts 'key.sub=value', got {overrides!r:.80}")
     given = set()
     for override in overrides:
         key, separator, value = override.partition("=")

@@ -1,5 +1,6 @@
 """Which labels a set has, and whether they make sense, before anything is trained on them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +22,11 @@ SIMILAR = {
     "charges": ("charge",),
     "dipole": ("dipole",),
 }
+# ... and words for numbers about labels, alone or at the end of a word, and for other energies
+ABOUT = re.compile(
+    r"(weights?|uncertaint(y|ies)|unc|std|std?dev|sigmas?|errors?|errs?|variances?|var|deviations?|dev|rmse|mae|masks?|"
+    r"units?|tolerance|tol|confidence|noise|scale|shift|kinetic)$"
+)
 SIZES = {"energy": (1,), "stress": (6, 9), "dipole": (3,)}  # numbers a structure, of others a row an atom
 NOT_LABELS = {"initial_charges", "fragment_charge"}
 LISTED = 12  # keys in one message
@@ -170,6 +176,8 @@ def _renamed(name: str, frame: Frame) -> Iterator[str]:
     if (name == "stress" and not pbc.all()) or (name == "dipole" and pbc.any()):
         return
     for found, value in _similar(name, frame.atoms):
+        if _is_about_a_label(found):
+            continue
         value = np.asarray(value)
         rows = len(frame.atoms)
         sizes = SIZES.get(name, (rows * int(np.prod(SHAPES[name], dtype=int)),))
@@ -192,6 +200,13 @@ def _is_called_like(name: str, key: str, is_result: bool) -> bool:
     plain = "".join(letter for letter in key.lower() if letter.isalnum())
     known = key in SHAPES if is_result else key in NOT_LABELS or plain in CHARGE_NAMES
     return not known and any(part in key.lower() for part in SIMILAR[name])
+
+
+@cache
+def _is_about_a_label(found: str) -> bool:
+    """Whether a name is that of a weight, an uncertainty, ... of a label: "config_energy_weight", "forcesStd"."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", found)]
+    return any(ABOUT.search(word) for word in words)
 
 
 def _dropped(frame: Frame) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from fastlr.errors import ConfigError, InputError, NonFiniteError
 from fastlr.kernels.files import replacing
 from fastlr.models import ModelConfig, build_model
 from fastlr.signals import StopSignal, stop_on_signals
+from fastlr.simulation.arguments import require_switches
 
 from .card import describe_set, make_card, versions
 from .config import TrainConfig, TrainingConfig, read_config
@@ -79,7 +80,10 @@ def train(
         TrainingStopped: SIGINT (Ctrl-C) or SIGTERM; a KeyboardInterrupt that says what is saved.
     """
     settings = read_config(config, overrides)
-    output = Path(output) if output is not None else _default_output(config)
+    output = _folder(output) if output is not None else _default_output(config)
+    require_switches(resume=resume)
+    if console is not None and not isinstance(console, Console):
+        raise InputError(f"console must be a rich.console.Console or None, got {console!r:.80}")
     # a further process of a run on several devices; elsewhere LOCAL_RANK is another program's
     launched = settings.training.devices > 1 and "LOCAL_RANK" in os.environ
     if not launched:
@@ -252,6 +256,12 @@ def backend_serves_tables(operations: Operations) -> bool:
 
 def _default_output(config: dict | str | Path) -> Path:
     return Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "train")
+
+
+def _folder(output: str | Path) -> Path:
+    if not isinstance(output, (str, os.PathLike)) or not str(output) or "\0" in str(output):
+        raise ConfigError(f"output: must be the name of a folder, got {output!r:.80}")
+    return Path(output)
 
 
 def _check_output(output: Path, resume: bool) -> None:

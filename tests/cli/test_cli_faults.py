@@ -58,7 +58,7 @@ def test_unusable_structure(fastlr, model_file, water_atoms, tmp_path, spoil, pa
     write(path, [water_atoms])
     steps = ["--steps", 2] if command == "md" else []
     result = fastlr(command, model_file, path, "-o", output, *steps)
-    assert_one_line_error(result, "structure 0 (", *parts)
+    assert_one_line_error(result, str(path), "structure 0 (", *parts)
     assert sorted(tmp_path.iterdir()) == [path]  # and nothing was left behind
 
 

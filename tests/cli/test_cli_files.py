@@ -11,6 +11,7 @@ import pytest
 from ase.io import read
 
 from fastlr import Potential
+from fastlr.simulation.files import LOG_HEADER
 
 COMMANDS = {"predict": [], "relax": ["--steps", 1], "md": ["--steps", 2]}
 
@@ -28,11 +29,20 @@ def test_an_existing_output_is_replaced_only_when_asked_to(fastlr, model_file, w
     for existing in (output, tmp_path / "out.csv")[: 2 if command == "md" else 1]:
         for path in tmp_path.glob("out.*"):
             path.unlink()
-        existing.write_text("precious")
+        content = "precious" if existing == output else LOG_HEADER
+        existing.write_text(content)
         assert_refused(fastlr(*run), f"{existing}: exists", "--overwrite")
-        assert existing.read_text() == "precious"
+        assert existing.read_text() == content
         assert fastlr(*run, "--overwrite").code in (0, 1)
         assert len(read(output)) == 3
+
+
+def test_a_table_beside_the_trajectory_is_not_taken_for_a_log(fastlr, model_file, water_file, tmp_path):
+    run = ["md", model_file, water_file, "-o", tmp_path / "out.extxyz", "--steps", 1]
+    (tmp_path / "out.csv").write_text("precious")
+    for options in ([], ["--overwrite"], ["--resume"]):
+        assert_refused(fastlr(*run, *options), "out.csv: exists, and is no log of a run")
+    assert (tmp_path / "out.csv").read_text() == "precious" and not (tmp_path / "out.extxyz").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,7 +9,7 @@ from ase.io import read, write
 
 from fastlr import Potential
 from fastlr.errors import NonFiniteError
-from fastlr.simulation.dynamics import MDFiles
+from fastlr.simulation.files import MDFiles
 from fastlr.simulation.records import load_state
 
 

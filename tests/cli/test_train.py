@@ -60,3 +60,6 @@ def test_errors_are_one_line(tmp_path, capsys):
     path.write_text("model: {kind: nequip}\ndata: {train: a.xyz}\nmodel: {kind: nequip-lr}\n")
     assert main(["train", str(path)]) == 2
     assert capsys.readouterr().err == f"error: {path}: the key 'model' stands twice, in lines 1 and 3\n"
+    path.write_text("model: {kind: nequip}\ndata: {train: a.xyz, validation: b.xyz}\n")
+    assert main(["train", str(path), "--output", ""]) == 2
+    assert capsys.readouterr().err == "error: output: must be the name of a folder, got ''\n"

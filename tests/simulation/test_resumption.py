@@ -1,5 +1,7 @@
 """A resumed run is the uninterrupted one to the last bit, or another one, which is refused."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from reference import structures
 from reference.models import small_model
 
 from fastlr import Potential
-from fastlr.errors import CheckpointError, InputError
-from fastlr.simulation.dynamics import MDFiles, MDSettings, run_md
+from fastlr.errors import CheckpointError, FastlrError, InputError
+from fastlr.simulation.dynamics import MDSettings, run_md
+from fastlr.simulation.files import LOG_HEADER, MDFiles
 from fastlr.simulation.records import load_state
 
 STEPS = 14
@@ -230,3 +233,61 @@ def test_checkpoints_of_other_versions_are_refused(potential, tmp_path):
     np.savez(path, **arrays)
     with pytest.raises(CheckpointError, match="another version"):
         run_md(structures.salt(), potential, settings(2), tmp_path / "run.extxyz", resume=True)
+
+
+def kept(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_of_the_user_stay(potential, tmp_path):
+    """In the place of a log or a checkpoint, with every option; what a run that died began is replaced."""
+    other = io.BytesIO()
+    np.savez(other, step=np.array(3))
+    run = tmp_path / "run.extxyz"
+    for name, content in (
+        ("run.csv", b"a,b\n1,2\n"),
+        ("run.csv", b"step,time_fs\n1,2\n"),
+        ("run.checkpoint.npz", other.getvalue()),
+        ("run.checkpoint.npz", b"text"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(FastlrError, match=f"{name}: (exists, and is no|not a sound)"):
+                run_md(structures.water(), potential, settings(1), run, **options)
+        assert kept(tmp_path) == {name: content}
+        (tmp_path / name).unlink()
+    (tmp_path / "run.csv").write_text(LOG_HEADER[:9])
+    run_md(structures.water(), potential, settings(1), run, overwrite=True)
+    run_md(structures.water(), potential, settings(1), run, overwrite=True)
+
+
+def test_runs_that_differ_by_their_suffix_keep_their_files(potential, tmp_path):
+    run_md(structures.water(), potential, settings(1), tmp_path / "a.xyz")
+    with_checkpoint = kept(tmp_path)
+    for without in (False, True):
+        if without:
+            (tmp_path / "a.checkpoint.npz").unlink()
+        before = kept(tmp_path)
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(InputError, match=r"exists, and belongs to the run .*a\.xyz; give"):
+                run_md(structures.water(), potential, settings(1), tmp_path / "a.extxyz", **options)
+        assert kept(tmp_path) == before
+    run_md(structures.water(), potential, settings(1), tmp_path / "a.xyz", overwrite=True)
+    assert kept(tmp_path) == with_checkpoint
+    (tmp_path / "a.extxyz").write_text("the structure that it started from")
+    run_md(structures.water(), potential, settings(1), tmp_path / "a.xyz", overwrite=True)
+    run_md(structures.water(), potential, settings(2), tmp_path / "a.xyz", resume=True)
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run.checkpoint.npz", "run.extxyz"])
+def test_folders_and_links_in_the_place_of_a_file(potential, tmp_path, name):
+    (tmp_path / name).mkdir()
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=f"{name}: is a folder"):
+            run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz", **options)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"{name} exists"):
+        run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz")
+    run_md(structures.water(), potential, settings(1), tmp_path / "run.extxyz", overwrite=True)
+    assert (tmp_path / name).is_file() and not (tmp_path / name).is_symlink()

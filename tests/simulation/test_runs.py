@@ -1,6 +1,7 @@
 """What a run starts from, what its temperature means, and how it ends where a step tears it apart."""
 
 import csv
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from ase.io import read
 from reference import structures
 from reference.models import small_model
 
-from fastlr import Potential
-from fastlr.errors import InputError
+from fastlr import Potential, available_models
+from fastlr.errors import FastlrError, InputError
 from fastlr.simulation.dynamics import MDSettings, run_md
+from fastlr.simulation.relaxation import relax
 from fastlr.simulation.start import HONOURED, degrees_of_freedom, draw_velocities
 
 C = ase_constraints
@@ -126,6 +128,57 @@ def test_a_structure_has_to_satisfy_its_constraints(run, constraint):
         InputError, match=f"does not satisfy the constraint {type(constraint).__name__}: atom . is .* Å"
     ):
         run(atoms)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "match"),
+    [
+        (C.FixAtoms([17]), "atom 17, which does not exist"),
+        (C.FixAtoms([0, -7]), "atom -7, which does not exist"),
+        (C.FixCartesian([9]), "atom 9,"),
+        (C.FixedLine([0, 6], [1, 0, 0]), "atom 6,"),
+        (C.Hookean(0, 17, 5.0, rt=2.0), "atom 17,"),
+        (C.Hookean(17, (0.0, 0.0, 1.0), 5.0, rt=2.0), "atom 17,"),
+        (C.Hookean(1, 1, 5.0, rt=2.0), "an atom to itself"),
+        (C.FixBondLengths([[0, 9]]), "atom 9,"),
+        (C.FixBondLengths([[0, 1], [0, 0]]), "an atom to itself"),
+        (C.FixBondLengths([[0, -6]]), "an atom to itself"),
+        (C.FixBondLengths([0, 1]), "takes pairs"),
+        (C.FixBondLengths([[0.0, 1.0]]), "no whole numbers"),
+        (C.FixBondLengths([[0, 1]], bondlengths=[np.nan]), "at nan Å"),
+        (C.FixBondLengths([[0, 1]], bondlengths=[0.0]), "at 0 Å"),
+        (C.FixBondLengths([[0, 1], [0, 2]], bondlengths=[1.0]), "each of its 2 pairs"),
+        (C.FixLinearTriatomic([(1, 0, 22)]), "atom 22,"),
+        (C.FixLinearTriatomic([(1, 0, 1)]), "an atom to itself"),
+        (C.FixInternals(bonds=[[1.0, [0, 17]]]), "atom 17,"),
+        (C.FixInternals(bondcombos=[[1.0, [[0, 1, 1.0], [0, 17, 1.0]]]]), "atom 17,"),
+        (C.ExternalForce(0, 17, 0.1), "atom 17,"),
+        (C.FixScaled([17]), "atom 17,"),
+        (C.FixedMode(np.ones((5, 3))), "5 atoms, not of 6"),
+    ],
+)
+def test_constraints_are_of_atoms_that_there_are(run, potential, constraint, match):
+    """In dynamics and relaxations."""
+    atoms = pair()
+    atoms.set_constraint(constraint)
+    with pytest.raises(InputError, match=f"the constraint {type(constraint).__name__} .*{match}"):
+        relax(atoms, potential, steps=1)
+    if type(constraint) in HONOURED:
+        with pytest.raises(InputError, match=f"the constraint {type(constraint).__name__} .*{match}"):
+            run(atoms)
+
+
+def test_atoms_may_be_counted_from_the_end(run, potential):
+    for constraint in (
+        C.FixAtoms([-1]),
+        C.FixBondLengths([[-2, -3]]),
+        C.FixBondLengths([]),
+        C.Hookean(0, -1, 5.0, 2.0),
+    ):
+        atoms = pair()
+        atoms.set_constraint(constraint)
+        run(atoms, 1)
+        relax(atoms, potential, steps=1)
 
 
 def test_every_honoured_constraint_is_tried():
@@ -284,11 +337,60 @@ def test_other_arguments_of_runs(potential, tmp_path):
     for options, match in (
         ({"checkpoint_seconds": np.nan}, "checkpoint_seconds must be"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds must be"),
+        ({"checkpoint_seconds": np.array([1, 2])}, "checkpoint_seconds must be"),
+        ({"checkpoint_seconds": [1]}, "checkpoint_seconds must be"),
+        ({"overwrite": "no"}, "overwrite must be True or False"),
+        ({"resume": np.array([1, 2])}, "resume must be True or False"),
+        ({"on_step": None}, "on_step must be a function"),
+        ({"should_stop": True}, "should_stop must be a function"),
+        ({"on_note": "print"}, "on_note must be a function"),
         ({"resume": True, "overwrite": True}, "exclude"),
     ):
         with pytest.raises(InputError, match=match):
             run_md(structures.water(), potential, MDSettings(1), tmp_path / "run.extxyz", **options)
     run_md(structures.water(), potential, MDSettings(0), tmp_path / "run.extxyz", checkpoint_seconds=np.inf)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "match"),
+    [
+        ([structures.water()], r"must be ASE Atoms, a single one, got \[Atoms"),
+        (None, "must be ASE Atoms, a single one, got None"),
+        ("w.xyz", r"got the name of a file: give ase\.io\.read\('w\.xyz'\)"),
+        (np.zeros((3, 3)), "must be ASE Atoms"),
+    ],
+)
+def test_what_is_no_structure(run, potential, atoms, match):
+    for call in (lambda: run(atoms), lambda: relax(atoms, potential)):
+        with pytest.raises(InputError, match=match):
+            call()
+
+
+def test_a_potential_may_be_named(tmp_path):
+    name, run = available_models()[0], tmp_path / "run.extxyz"
+    report = run_md(structures.water(), name, MDSettings(0), run)
+    assert relax(structures.water(), name, steps=0).energy == report.start.potential
+    for other in (None, 3, "no-such-model"):
+        with pytest.raises(FastlrError, match="model is named"):
+            run_md(structures.water(), other, MDSettings(0), run, overwrite=True)
+        with pytest.raises(FastlrError, match="model is named"):
+            relax(structures.water(), other)
+
+
+def test_settings_and_outputs_that_are_none(potential, tmp_path):
+    with pytest.raises(InputError, match=r"settings must be MDSettings, as in MDSettings\(steps=100\), got \{"):
+        run_md(structures.water(), potential, {"steps": 2}, tmp_path / "run.extxyz")
+    for output in (None, 3, b"run.xyz", ["run.xyz"]):
+        with pytest.raises(InputError, match="the output must be the name of a file"):
+            run_md(structures.water(), potential, MDSettings(1), output)
+
+
+def test_no_warning_where_warnings_are_errors(potential, tmp_path):
+    atoms = structures.salt()
+    atoms.arrays["external_potential"] = np.linspace(0.0, 0.1, len(atoms))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_md(atoms, potential, MDSettings(1), tmp_path / "run.extxyz")
 
 
 def test_what_frames_cannot_hold_is_told_once(run):

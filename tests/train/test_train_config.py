@@ -1,7 +1,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -78,6 +80,63 @@ def test_times_and_species_in_files(tmp_path):
     assert (config.training.max_time, config.training.learning_rate) == (43200.0, 1e-3)
     assert config.training.radial_tables is False
     assert read_config(config.model_dump()) == config  # a run writes what it reads
+
+
+def test_paths_arrays_and_tensors_are_plain_data(tmp_path):
+    config = read_config(
+        {
+            "model": {
+                "kind": "nequip-lr",
+                "species": np.array(["H", "O"]),
+                "r_max": np.float32(4.0),
+                "energy_shifts": {"H": torch.tensor(1.0), "O": np.array(2)},
+            },
+            "data": {"train": tmp_path / "a.xyz", "validation": (tmp_path / "b.xyz", "c.xyz"), "test": np.array(["d"])},
+            "loss": {"energy": torch.tensor(2.0)},
+            "training": {"seed": np.int64(3), "start_from": tmp_path / "m.safetensors"},
+        }
+    )
+    assert config.model["species"] == ["H", "O"] and config.model["energy_shifts"] == {"H": 1.0, "O": 2}
+    assert type(config.model["r_max"]) is float and config.loss.energy == 2.0
+    assert config.data.train == [str(tmp_path / "a.xyz")] and len(config.data.validation) == 2
+    assert config.training.start_from == str(tmp_path / "m.safetensors")
+    yaml.safe_dump(config.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "match"),
+    [
+        ("model", {"kind": "nequip-lr", "energy_shifts": np.array([1.0, 2.0])}, "model.energy_shifts: "),
+        ("model", {"kind": "nequip-lr", "r_max": np.array([4.0])}, "model.r_max: .* valid number"),
+        ("model", np.array([1]), "model: "),
+        ("data", {"train": "", "validation": "b"}, "data.train.0: "),
+        ("data", {"train": [3], "validation": "b"}, "data.train.0: .*, got 3"),
+        ("training", {"batch_size": np.True_}, "training.batch_size: is true"),
+    ],
+)
+def test_other_values_in_dictionaries(section, value, match):
+    with pytest.raises(ConfigError, match=match):
+        read_config({**GOOD, section: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"output": 5}, "output: must be the name of a folder, got 5"),
+        ({"output": ""}, "output: must be the name of a folder, got ''"),
+        ({"output": "a\0b"}, "output: must be the name of a folder"),
+        ({"output": b"a"}, "output: must be the name of a folder"),
+        ({"overrides": [3]}, "overrides: must be a list"),
+        ({"overrides": "training.seed=1"}, "overrides: must be a list"),
+        ({"overrides": 3}, "overrides: must be a list"),
+        ({"console": "x"}, "console must be a rich.console.Console"),
+        ({"resume": "no"}, "resume must be True or False"),
+    ],
+)
+def test_other_arguments_that_are_none(tmp_path, arguments, match):
+    with pytest.raises((ConfigError, InputError), match=match):
+        train(GOOD, **{"output": tmp_path / "out"} | arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_section():

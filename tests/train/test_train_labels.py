@@ -78,6 +78,31 @@ def test_labels_under_another_name(load):
     assert "energy 7" in load(lambda k, atoms: hide(atoms, "energy") if k == 2 else None, energy=0)[-1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config_energy_weight",
+        "energy_uncertainty",
+        "energy_sigma",
+        "EnergyError",
+        "energystd",
+        "kinetic_energy",
+        "var_E_energy",
+    ],
+)
+def test_numbers_about_labels_are_no_renamed_labels(load, name):
+    """They are told as not read; so are such columns of forces."""
+
+    def change(k, atoms):
+        if k == 2:
+            relabel(atoms, energy=None, forces=None)
+            atoms.info[name] = 0.5
+            atoms.arrays["forces_std"] = np.ones((len(atoms), 3))
+
+    said = load(change)[-1]
+    assert "energy 7, forces 7" in said and f"not read: info['{name}'] 1, arrays['forces_std'] 1\n" in said
+
+
 def test_a_set_without_labels(load):
     for which in ("validation", "test"):
         with pytest.raises(ConfigError, match=rf"data\.{which}: no structure has a label that counts.*info: charge"):
