@@ -12,10 +12,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .kernels.charge_solver.constraints import Constraints
-
-# Where a structure states them: names in ``atoms.arrays`` and in ``atoms.info``.
-ARRAYS = ("fragment", "external_potential")
-INFO = ("fragment_charge", "electric_field", "chemical_potential")
+from .stated_names import ARRAYS, INFO
 
 
 @dataclass(frozen=True)

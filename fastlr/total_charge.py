@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from math import isfinite
 from numbers import Real
 
@@ -13,12 +12,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from .conditions import conditions_of, require_electrons
 from .errors import InputError, StructureName
+from .stated_names import meaning
 
-# Names in ``atoms.info``, in small letters without what separates words, as files and data sets have them.
-CHARGE_NAMES = frozenset(
-    ["charge", "totalcharge", "totcharge", "netcharge", "systemcharge", "molecularcharge", "molcharge", "formalcharge"]
-)
-SPIN_NAMES = frozenset(["spin", "totalspin", "multiplicity", "spinmultiplicity", "mult"])
 CLOSE = 0.01  # e; charges of atoms are written with few digits
 
 
@@ -55,10 +50,10 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
         return None
     found: dict[str, float] = {}
     for key, value in atoms.info.items():
-        meaning = _meaning(key) if value is not None else None
-        if meaning == "charge":
+        means = meaning(key) if value is not None else None
+        if means == "charge":
             found[f"atoms.info[{key!r}]"] = _charge(value, f"atoms.info[{key!r}]", atoms, index)
-        elif meaning == "spin":
+        elif means == "spin":
             _warn_of_spin(key, value, atoms, index)
     if "initial_magmoms" in atoms.arrays and atoms.arrays["initial_magmoms"].any():
         _warn_of_spin("initial_magmoms", "not zero", atoms, index)
@@ -138,15 +133,6 @@ def require_charge_of_labels(atoms: Atoms, index: int) -> None:
 def charge_tolerance(num_atoms: int) -> float:
     """How far (e) labels of so many atoms may be from the total charge: population analyses and rounded digits."""
     return min(0.02 + 1e-4 * num_atoms, 0.25)
-
-
-@cache
-def _meaning(key) -> str | None:
-    """What a name in ``atoms.info`` stands for: "charge", "spin", or nothing of concern."""
-    if not isinstance(key, str):
-        return None
-    plain = "".join(letter for letter in key.lower() if letter.isalnum())
-    return "charge" if plain in CHARGE_NAMES else "spin" if plain in SPIN_NAMES else None
 
 
 _warned: set[str] = set()

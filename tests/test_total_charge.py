@@ -13,7 +13,8 @@ from reference import models, structures
 from fastlr import total_charge as module
 from fastlr.errors import InputError
 from fastlr.potential import Potential
-from fastlr.total_charge import CHARGE_NAMES, stated_charge, total_charge
+from fastlr.stated_names import CHARGE_NAMES
+from fastlr.total_charge import stated_charge, total_charge
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,9 @@ from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
 
 from fastlr.errors import InputError
+from fastlr.stated_names import INFO, meaning
 
+from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
 from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES
@@ -90,7 +92,9 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     if format in COUNTS:
         _check_count(path, format, sum(map(len, structures)))
     if format == "proteindatabank":
+        structures = [atoms for atoms in structures if len(atoms)]  # an END after ENDMDL makes one without
         _mend_pdb(structures, notes)
+    _add_charges(path, format, structures, notes)
     if not indexed:
         structures = structures[selection]
     from_names, taken = any(GUESSED_FROM_NAMES in note for note in notes), {}
@@ -173,16 +177,28 @@ def _name(selection: slice, k: int) -> str:
 
 def _rows(path: Path, format: str) -> Iterator[Atoms]:
     """Structures of ASE's databases, with the key-value pairs of their rows in ``info``."""
-    from fastlr.conditions import INFO  # and PyTorch, which no other file needs
-
     with ase.db.connect(str(path), type=format, serial=True) as database:
         for row in database.select():
             atoms = row.toatoms()
-            stated = {key: row.data[key] for key in INFO if key in row.data}
+            stated = {key: row.data[key] for key in row.data if key in INFO or meaning(key) == "charge"}
             # not the values of key_value_pairs: "charge" would be the sum of the charges of atoms
             pairs = {key: vars(row)[key] for key in row.key_value_pairs}
             atoms.info = {**stated, **pairs, **atoms.info}
             yield atoms
+
+
+def _add_charges(path: Path, format: str, structures: list[Atoms], notes: list[str]) -> None:
+    """Keep total charges that only the text of a file states, in ``info``."""
+    if format not in FORMATS and format != "proteindatabank":
+        return
+    with _refusals(format), _opened_text(path) as lines:
+        charges = charges_of_pdb(lines) if format == "proteindatabank" else [stated_charge(format, lines)]
+    stated = [(atoms, charge) for atoms, charge in zip(structures, charges, strict=True) if charge is not None]
+    for atoms, charge in stated:
+        atoms.info["charge"] = charge
+    if stated and format == "proteindatabank":
+        sums = ", ".join(f"{charge:g}" for charge in sorted({charge for _, charge in stated}))
+        notes.append(f"charges of atoms in columns 79 and 80 are taken for all that it has; they add up to {sums} e")
 
 
 def _check_count(path: Path, format: str, found: int) -> None:
@@ -193,11 +209,13 @@ def _check_count(path: Path, format: str, found: int) -> None:
 
 
 def _mend_pdb(structures: list[Atoms], notes: list[str]) -> None:
-    """Give all models the cell, stated once before them; 1 x 1 x 1 Å means none."""
+    """Give all models the cell, stated once before them; one of 1 x 1 x 1 or 0 x 0 x 0 Å means none."""
+    if not structures:
+        return
     first = structures[0]
     cell, pbc = first.cell.copy(), first.pbc.copy()
     if pbc.any() and cell.lengths().max() <= 1.0:
-        notes.append("its cell of 1 x 1 x 1 Å stands for none")
+        notes.append(f"its cell of {' x '.join(f'{length:g}' for length in cell.lengths())} Å stands for none")
         cell, pbc = None, False
     for atoms in structures:
         if atoms is first or not atoms.pbc.any():

@@ -137,9 +137,11 @@ def check_gro(lines: Lines) -> list[str]:
 
 
 def check_sdf(lines: Lines) -> list[str]:
-    """SDF: of several molecules the first alone is read."""
+    """SDF: of several molecules the first alone is read, and of V3000 nothing."""
     ended = False
     for number, line in enumerate(lines, 1):
+        if number == 4 and "V3000" in line:
+            raise InputError("line 4: V3000, of which ASE reads no atoms; convert it to V2000 or extended XYZ")
         if ended and line.strip():
             raise InputError(
                 f"line {number}: more than one molecule, of which ASE reads the first alone; split the file"
@@ -199,6 +201,7 @@ CHECKS: dict[str, Callable[[Lines], list[str]]] = {
     "proteindatabank": check_pdb,
     "gromacs": check_gro,
     "sdf": check_sdf,
+    "mol": check_sdf,
     "vasp": check_poscar,
     "lammps-data": check_lammps_data,
     "lammps-dump-text": check_lammps_dump,

@@ -37,6 +37,18 @@ Na1 Na 0 0 0 {0}\nCl1 Cl .5 .5 .5 1.0
 """
 
 
+V2000 = """a
+
+
+  2  1  0  0  0  0  0  0  0  0999 V2000
+    0.0000    0.0000    0.0000 O   0  {}  0  0  0  0  0  0  0  0  0  0
+    0.9600    0.0000    0.0000 H   0  0  0  0  0  0  0  0  0  0  0  0
+  1  2  1  0  0  0  0
+"""
+GJF = "%chk=a\n#p HF/6-31G\n\n1 1\n\n{}\nO 0.0 0.0 0.0\nH 0.96 0.0 0.0\n\n"
+COORD = "{}$coord\n0.0 0.0 0.0 o\n1.8 0.0 0.0 h\n$end\n{}"
+
+
 def commented(comment: str) -> str:
     return WATER.replace("\n\n", f"\n{comment}\n", 1)
 
@@ -91,6 +103,7 @@ def read_silently(path, index=":"):
         ("a.cif", CIF.format("1.0"), ["NaCl"]),
         ("a.pdb", pdb(("O", "O"), ("CA", "C")), ["OC"]),
         ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") * 2, ["O", "O"]),
+        ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") * 2 + "END\n", ["O", "O"]),
     ],
 )
 def test_read_as_it_is(file, name, content, formulas):
@@ -146,6 +159,10 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.gro", gro("NA", "CL"), ["frame 0", "'NA' may be N or Na"]),
         ("a.gro", gro("OW") * 2, ["lines after its number of atoms"]),
         ("a.sdf", "a\n\n\n  0  0\nM  END\n$$$$\nb\n", ["line 7", "more than one molecule"]),
+        ("a.mol", "a\n\n\n  0  0  0     0  0            999 V3000\nM  END\n", ["line 4", "V3000"]),
+        ("a.mol", V2000.format(5) + "M  END\n> <charge>\n1\n", ["states the charges 1, -1 e"]),
+        ("coord", COORD.format("$chrg 1\n", "$chrg 2\n"), ["states the charges 1, 2 e"]),
+        ("a.pdb", "END\n", ["holds no structure"]),
     ],
 )  # fmt: skip
 def test_refused_in_one_line(file, name, content, parts):
@@ -167,6 +184,7 @@ def test_refused_in_one_line(file, name, content, parts):
         ("a.lammps-data", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
         ("a.pdb", pdb(("OW", ""), ("HW1", "")), "OH", ["names of atoms: OW O, HW1 H"]),
         ("a.pdb", CELL.format(" 1.000") + pdb(("O", "O")), "O", ["1 x 1 x 1 Å stands for none"]),
+        ("a.pdb", CELL.format(" 0.000") + pdb(("O", "O")), "O", ["0 x 0 x 0 Å stands for none"]),
         ("a.gro", gro("OW", "HW1", "Na"), "OHNa", ["OW O, HW1 H, Na Na"]),
     ],
 )
@@ -189,6 +207,36 @@ def test_cells_of_pdb(file):
     with pytest.warns(UserWarning, match="stands for none"):
         for atoms in read_structures(file("a.pdb", CELL.format(" 1.000") + models)):
             assert not atoms.pbc.any() and not atoms.cell.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "charge"),
+    [
+        ("a.sdf", V2000.format(0) + "M  CHG  1   1  -1\nM  END\n$$$$\n", -1),
+        ("a.mol", V2000.format(5) + "M  CHG  2   1  -1   2   1\nM  END\n", 0),  # what M  CHG says comes before
+        ("a.mol", V2000.format(5) + "M  END\n", -1),
+        ("a.sdf", V2000.format(0) + "M  END\n> <Total Charge>\n-1\n\n$$$$\n", -1),
+        ("a.sdf", V2000.format(0) + "M  END\n", None),
+        ("a.gjf", GJF.format("-1 1"), -1),
+        ("a.com", GJF.format(" 0 2"), 0),
+        ("coord", COORD.format("$chrg -1\n", ""), -1),
+        ("coord", COORD.format("", "$eht charge=2 unpaired=0\n"), 2),
+        ("coord", COORD.format("", ""), None),
+        ("a.pwi", "&SYSTEM\n tot_charge = -1.0d0 ! e\n ibrav=0, nat=1, ntyp=1\n/\nATOMIC_SPECIES\nO 16 O.UPF\n"
+         "CELL_PARAMETERS angstrom\n9 0 0\n0 9 0\n0 0 9\nATOMIC_POSITIONS angstrom\nO 0 0 0\n", -1),
+    ],
+)  # fmt: skip
+def test_charges_that_files_state(file, name, content, charge):
+    (atoms,) = read_silently(file(name, content))
+    assert atoms.info.get("charge") == charge
+
+
+def test_charges_of_a_pdb(file):
+    """Each model has the sum of its own, which is told."""
+    ion = pdb(("NA", "NA"), ("O", "O"), end="ENDMDL\n").replace("NA\n", "NA1+\n")
+    path = file("a.pdb", ion + pdb(("CL", "CL")).replace("CL\n", "CL1-\n") + pdb(("O", "O")))
+    with pytest.warns(UserWarning, match="columns 79 and 80 .* add up to -1, 1 e"):
+        assert [atoms.info.get("charge") for atoms in read_structures(path)] == [1, -1, None]
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a.traj", "a.db", "a.json", "POSCAR"])
@@ -215,10 +263,11 @@ def test_index(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.db", "a.json"])
 def test_what_the_rows_of_a_database_state(tmp_path, name):
     with ase.db.connect(tmp_path / name) as database:
-        database.write(molecule("H2O"), charge=-1, data={"electric_field": [0, 0, 1], "other": 1})
+        database.write(molecule("H2O"), charge=-1, data={"electric_field": [0, 0, 1], "Total charge": -1, "other": 1})
         database.write(molecule("H2O"))
     first, second = read_silently(tmp_path / name)
     assert first.info["charge"] == -1 and list(first.info["electric_field"]) == [0, 0, 1] and "other" not in first.info
+    assert first.info["Total charge"] == -1
     assert second.info == {}
 
 
