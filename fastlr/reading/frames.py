@@ -3,7 +3,8 @@
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 
 import ase.db
@@ -17,7 +18,7 @@ from fastlr.stated_names import INFO, meaning
 from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
-from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, is_lammps_data, whole_gro
 
 # Formats of which ASE reads single frames without the others.
 INDEXED = ("extxyz", "traj", "netcdftrajectory")
@@ -94,6 +95,8 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     if format == "proteindatabank":
         structures = [atoms for atoms in structures if len(atoms)]  # an END after ENDMDL makes one without
         _mend_pdb(structures, notes)
+    if format == "gromacs" and not structures[0].cell.any():  # a box of zeros
+        structures[0].pbc = False
     _add_charges(path, format, structures, notes)
     if not indexed:
         structures = structures[selection]
@@ -117,11 +120,15 @@ def _tell(notes: list[str], elements: str, source: str | Path) -> None:
 def _format(path: Path) -> str:
     try:
         # an absolute path: ASE takes names that start with "postgres" for addresses of servers
-        return get_ioformat(filetype(str(path.absolute()))).name
+        format = get_ioformat(filetype(str(path.absolute()))).name
     except UnknownFileTypeError:
-        raise InputError(
-            "cannot be read as a file of structures (its format is not known from name or content)"
-        ) from None
+        format = None
+    if format in (None, "runnerdata"):  # which is what ASE takes all .data for
+        with suppress(UnicodeDecodeError), _opened_text(path) as lines:
+            format = "lammps-data" if is_lammps_data(lines) else format
+    if format is None:
+        raise InputError("cannot be read as a file of structures (its format is not known from name or content)")
+    return format
 
 
 def _opened_text(path: Path):
@@ -134,6 +141,9 @@ def _frames(path: Path, format: str, selection: slice) -> Iterator[Atoms]:
     content = str(path.absolute())
     if known.acceptsfd:
         content = path.open("rb") if known.isbinary else _opened_text(path)
+    if format == "gromacs":
+        with content as lines:
+            content = StringIO(whole_gro(lines))
     try:
         with _refusals(format):
             frames = ase.io.iread(content, selection, format=format, do_not_split_by_at_sign=True)

@@ -169,12 +169,21 @@ def check_gro(lines: Lines) -> list[str]:
     numbered = Numbered(lines)
     numbered.next()
     count = numbered.next().strip()
-    length = sum(1 for line in numbered if line.strip())
-    if not count.isdigit() or length != int(count) + 1:
+    rest = list(numbered)
+    number = int(count) if count.isdigit() else -1
+    length = max((k for k, line in enumerate(rest, 1) if line.strip()), default=0)
+    # without a cell, the last line may be blank
+    if number < 0 or len(rest) <= number or not number <= length <= number + 1:
         raise InputError(
             f"has {length} lines after its number of atoms, '{count}', where there must be one more than atoms"
         )
     return [GUESSED_FROM_NAMES]
+
+
+def whole_gro(lines: Lines) -> str:
+    """A file of GROMACS up to its box, in the line after the atoms: ASE takes the last line for it."""
+    lines = list(lines)
+    return "".join(lines[: 3 + int(lines[1])])
 
 
 def check_sdf(lines: Lines) -> list[str]:
@@ -197,6 +206,12 @@ def check_poscar(lines: Lines) -> list[str]:
     if sixth and sixth[0].isdigit():
         return ["no elements are named; those of its first line are taken, or of a POTCAR or OUTCAR beside it"]
     return []
+
+
+def is_lammps_data(lines: Lines) -> bool:
+    """Whether it has the header and the atoms of a LAMMPS data file, whose name may be anything."""
+    heads = [" ".join(line.partition("#")[0].split()) for line in islice(lines, 1, None)]
+    return any(head.endswith(" xlo xhi") for head in heads[:50]) and "Atoms" in heads
 
 
 def check_lammps_data(lines: Lines) -> list[str]:

@@ -170,12 +170,14 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.dump", DUMP.format("type") + "1 1 0 0 0\n2 2 0 0 1\n", ["types", "element"]),
         ("a.dump", DUMP.format("element") + "1 H 0 0 0\n", ["2 atoms", "reads 1"]),
         ("a.lammps-data", DATA.format(""), ["types", "Masses"]),
+        ("a.data", DATA.format(""), ["types", "Masses"]),
         ("a.cif", CIF.format("0.5"), ["frame 0", "occupied to 0.5"]),
         ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") + pdb(("O", "O"), end=""), ["2 atoms", "reads 1"]),
         ("a.pdb", pdb(("O", "O")).replace(" HOH", "AHOH"), ["line 1", "alternate place ('A')"]),
         ("a.pdb", pdb(("O", "O")).replace("  1.00", "  0.30"), ["frame 0", "occupied to 0.3"]),
         ("a.pdb", pdb(("CA", "")), ["frame 0", "'CA' may be C or Ca"]),
         ("a.gro", gro("NA", "CL"), ["frame 0", "'NA' may be N or Na"]),
+        ("a.gro", gro("OW").partition("   1.86")[0], ["has 1 lines"]),
         ("a.gro", gro("OW") * 2, ["lines after its number of atoms"]),
         ("a.sdf", "a\n\n\n  0  0\nM  END\n$$$$\nb\n", ["line 7", "more than one molecule"]),
         ("a.mol", "a\n\n\n  0  0  0     0  0            999 V3000\nM  END\n", ["line 4", "V3000"]),
@@ -201,6 +203,8 @@ def test_refused_in_one_line(file, name, content, parts):
         ("POSCAR", POSCAR.format(""), "NaCl", ["first line", "Na, Cl"]),
         ("a.dump", DUMP.format("mass") + "1 1.008 0 0 0\n2 15.999 0 0 1\n", "HO", ["taken for Å", "from masses: H, O"]),
         ("a.lammps-data", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
+        ("data.water", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
+        ("a.lmp", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
         ("a.pdb", pdb(("OW", ""), ("HW1", "")), "OH", ["names of atoms: OW O, HW1 H"]),
         ("a.pdb", CELL.format(" 1.000") + pdb(("O", "O")), "O", ["1 x 1 x 1 Å stands for none"]),
         ("a.pdb", CELL.format(" 0.000") + pdb(("O", "O")), "O", ["0 x 0 x 0 Å stands for none"]),
@@ -226,6 +230,18 @@ def test_cells_of_pdb(file):
     with pytest.warns(UserWarning, match="stands for none"):
         for atoms in read_structures(file("a.pdb", CELL.format(" 1.000") + models)):
             assert not atoms.pbc.any() and not atoms.cell.any()
+
+
+@pytest.mark.parametrize(
+    ("box", "length"),
+    [("1 1 1\n", 10), ("1 1 1\n\n \n", 10), ("1 1 1 0 0 .2 0 0 0", 10), ("0 0 0\n", 0), ("\n", 0), ("\n\n", 0)],
+)
+def test_cells_of_gromacs(file, box, length):
+    """It stands in the line after the atoms, whatever comes then; blank or of zeros it means that there is none."""
+    path = file("a.gro", "".join(gro("OW", "HW1").splitlines(True)[:-1]) + box)
+    with pytest.warns(UserWarning, match="elements are guessed"):
+        (atoms,) = read_structures(path)
+    assert len(atoms) == 2 and atoms.cell[0, 0] == length and (atoms.pbc == (length > 0)).all()
 
 
 @pytest.mark.parametrize(
