@@ -1,6 +1,7 @@
 """Structures as ASE reads them, one mechanism for all commands and for training."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,13 +13,13 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
 
-from fastlr.errors import InputError
+from fastlr.errors import InputError, structure_number
 from fastlr.stated_names import INFO, meaning
 
 from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
-from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, is_lammps_data, whole_gro
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, count_xyz_frames, is_lammps_data, whole_gro
 
 # Formats of which ASE reads single frames without the others.
 INDEXED = ("extxyz", "traj", "netcdftrajectory")
@@ -98,17 +99,42 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     if format == "gromacs" and not structures[0].cell.any():  # a box of zeros
         structures[0].pbc = False
     _add_charges(path, format, structures, notes)
+    count = None if indexed else len(structures)
     if not indexed:
         structures = structures[selection]
+    _number(path, format, selection, count, structures)
     from_names, taken = any(GUESSED_FROM_NAMES in note for note in notes), {}
     for k, atoms in enumerate(structures):
         try:
             _check(atoms)
             taken |= guessed_elements(atoms) if from_names else dict.fromkeys(atoms.symbols, "")
         except InputError as error:
-            raise InputError(f"{_name(selection, k)}: {error}") from None
+            raise InputError(f"frame {structure_number(atoms, k)}: {error}") from None
     _tell(notes, ", ".join(" ".join(pair).strip() for pair in taken.items()), source)
     return structures
+
+
+def _number(path: Path, format: str, selection: slice, count: int | None, structures: list[Atoms]) -> None:
+    """Note which frames of their file structures are, for errors and tables, where they are not all of it."""
+    if selection == slice(None):
+        return
+    parts = (selection.start or 0, selection.stop or 0, selection.step or 1)
+    if count is None and min(parts) < 0:
+        count = _count_frames(path, format)
+    numbers = range(sys.maxsize if count is None else count)[selection]
+    for number, atoms in zip(numbers, structures, strict=False):  # the last frame is not known where none is negative
+        atoms.number_in_file = number
+
+
+def _count_frames(path: Path, format: str) -> int:
+    """Frames of a file in one of the formats that are ``INDEXED``."""
+    if "xyz" in format:
+        with _opened_text(path) as lines:
+            return count_xyz_frames(lines)
+    from ase.io.netcdftrajectory import NetCDFTrajectory
+
+    with ase.io.Trajectory(path) if format == "traj" else NetCDFTrajectory(str(path)) as frames:
+        return len(frames)
 
 
 def _tell(notes: list[str], elements: str, source: str | Path) -> None:

@@ -238,6 +238,17 @@ def check_lammps_dump(lines: Lines) -> list[str]:
     raise InputError("types of LAMMPS are no elements; dump a column 'element' (dump_modify ... element ...) or 'mass'")
 
 
+def count_xyz_frames(lines: Lines) -> int:
+    """Frames of an XYZ file in which ``check_xyz`` finds nothing wrong."""
+    numbered, count = Numbered(lines), 0
+    while (header := numbered.next()).strip():
+        next(islice(numbered, int(header), int(header)), None)
+        numbered.next()
+        numbered.skip("VEC")
+        count += 1
+    return count
+
+
 def count_pdb_atoms(lines: Lines) -> int:
     """Atoms of a PDB file."""
     return sum(line.startswith(("ATOM", "HETATM")) for line in lines)

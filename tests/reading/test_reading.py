@@ -15,7 +15,7 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from fastlr.errors import InputError
+from fastlr.errors import InputError, StructureName, structure_number
 from fastlr.reading import read_structure, read_structures
 
 WATER = "3\n\nO 0.0 0.0 0.119262\nH 0.0 0.763239 -0.477047\nH 0.0 -0.763239 -0.477047\n"
@@ -287,6 +287,8 @@ def test_index(tmp_path, name):
             continue
         found = read_silently(tmp_path / name, index)
         assert [atoms.cell[0, 0] for atoms in found] == [atoms.cell[0, 0] for atoms in chosen], index
+        numbers = [structure_number(atoms, k) for k, atoms in enumerate(found)]
+        assert numbers == [round(atoms.cell[0, 0]) - 5 for atoms in chosen], index
     for index in ("5", "-6", "10:20", "99999999999999999999", "-100"):
         with pytest.raises(InputError, match=f"{name}: has no structure {index}"):
             read_structures(tmp_path / name, index)
@@ -335,6 +337,16 @@ def test_locale_and_standard_input(file):
         options = {"env": ascii_only, "stdin": stream, "cwd": path.parent, "capture_output": True, "text": True}
         done = subprocess.run([sys.executable, "-c", code], check=True, **options)
     assert done.stdout.split() == ["'\\xc5ngstr\\xf6m'"] * 2
+
+
+def test_errors_name_frames_of_the_file(file):
+    path = file("a.xyz", WATER + "0\n\nVEC1 5 0 0\nVEC2 0 5 0\nVEC3 0 0 5\n" + WATER * 2)
+    assert [str(StructureName(atoms, 0)) for atoms in read_structures(path, "2:")] == [
+        "structure 2 (H2O)",
+        "structure 3 (H2O)",
+    ]
+    assert str(StructureName(read_structure(path), 0)) == "structure 3 (H2O)"
+    assert str(StructureName(read_structures(path, "-3:")[0], 0)) == "structure 1 (no atoms)"
 
 
 def test_one_structure(file):
