@@ -21,6 +21,7 @@ QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.
 # A value in quotes or brackets; a quote or bracket elsewhere may be an apostrophe, or inches.
 IN_QUOTES = re.compile(rf"=\s*{QUOTED}(?=\s|$)")
 KEY = re.compile(r"""(?<!\S)(?:"((?:\\.|[^"\\=])+)"|'([^'=]+)'|([^\s=]+))\s*=""")
+WITH_EQUALS = re.compile(r"""=(?:[^\s"'{}\[\],;|=]*=)+[^\s"'{}\[\],;|=]*(?=\s|$)""")
 # Words that are key=value and nothing else, of which ASE reads what they say.
 PLAIN_PAIRS = re.compile(r"""\s*(?:[\w.-]+=(?:"[^"\\]*"|[^\s"'{}\[\]\\=,;]+)(?:\s+|$))*""")
 # What somebody who wrote it may have meant for a key: a last word before "=", or before ":" and a number.
@@ -96,7 +97,8 @@ def _check_comment(comment: str, where: str, number: int) -> bool:
             'pbc="T T T", in Å'
         )
     if not PLAIN_PAIRS.fullmatch(comment):
-        _check_read(comment, open_text, used, where)
+        # programs write texts without blanks as they are: url=http://x?charge=1
+        _check_read(comment, WITH_EQUALS.sub("=", open_text) if extended else open_text, used, where)
     if match := PERIODIC.search(comment):
         values = re.findall(r"[^\s,]+", match[1] or match[2] or "")
         if len(values) not in (1, 3) or not TRUTHS.issuperset(values):

@@ -95,7 +95,7 @@ def read_silently(path, index=":"):
         ("a.xyz", commented('a = 1 b =2 note="x \\"y\\"" charge= 1'), ["OH2"]),
         ("a.xyz", commented("i = 0, time = 0.5, E = -17.2"), ["OH2"]),
         ("a.xyz", commented(f'{CUBE} "total energy"=1 "dipole moment"=2 "total charge"=1'), ["OH2"]),
-        ("a.xyz", commented(f"{CUBE} url=https://x.org/?a=1 note=\"charge=1, it's\" name='a b' it's"), ["OH2"]),
+        ("a.xyz", commented(f"{CUBE} url=https://x.org/?charge=1 note=\"charge=1, it's\" name='a b' it's"), ["OH2"]),
         ("a.xyz", commented("water in an ice lattice, no PBC here, cell properties"), ["OH2"]),
         ("a.xyz", commented("E(eV) = -1 | T=300K; P == 1 | E(eV) = 2 | T=310"), ["OH2"]),
         ("a.xyz", commented("Bob's molecule, it's E=1, energy: -5.07"), ["OH2"]),
