@@ -11,7 +11,7 @@ BY_COLUMN = {"1": 3, "2": 2, "3": 1, "5": -1, "6": -2, "7": -3}
 NUMBER = r"([-+]?[\d.]+(?:[eEdD][-+]?\d+)?)\b"
 # Keywords of other formats.
 KEYWORDS = {
-    "turbomole": re.compile(rf"^\s*\$(?:chrg|eht\s+charge\s*=|charge)\s*{NUMBER}"),
+    "turbomole": re.compile(r"^\s*\$(?:chrg|eht\s+charge)\b[\s=]*(\S*)"),
     "nwchem-in": re.compile(rf"(?i)^\s*charge\s+{NUMBER}"),
     "espresso-in": re.compile(rf"(?i)^[^!]*\btot_charge\s*=\s*{NUMBER}"),
     "abinit-in": re.compile(rf"(?i)^\s*(?:cell)?charge\s+{NUMBER}"),

@@ -182,6 +182,7 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.sdf", "a\n\n\n  0  0\nM  END\n$$$$\nb\n", ["line 7", "more than one molecule"]),
         ("a.mol", "a\n\n\n  0  0  0     0  0            999 V3000\nM  END\n", ["line 4", "V3000"]),
         ("a.mol", V2000.format(5) + "M  END\n> <charge>\n1\n", ["states the charges 1, -1 e"]),
+        ("coord", COORD.format("$chrg\n", ""), ["'charge' must be a number"]),
         ("coord", COORD.format("$chrg 1\n", "$chrg 2\n"), ["states the charges 1, 2 e"]),
         ("a.pdb", "END\n", ["holds no structure"]),
     ],
@@ -256,6 +257,7 @@ def test_cells_of_gromacs(file, box, length):
         ("a.com", GJF.format(" 0 2"), 0),
         ("coord", COORD.format("$chrg -1\n", ""), -1),
         ("coord", COORD.format("", "$eht charge=2 unpaired=0\n"), 2),
+        ("coord", COORD.format("", "$chrg=+1\n"), 1),
         ("coord", COORD.format("", ""), None),
         ("a.pwi", "&SYSTEM\n tot_charge = -1.0d0 ! e\n ibrav=0, nat=1, ntyp=1\n/\nATOMIC_SPECIES\nO 16 O.UPF\n"
          "CELL_PARAMETERS angstrom\n9 0 0\n0 9 0\n0 0 9\nATOMIC_POSITIONS angstrom\nO 0 0 0\n", -1),
