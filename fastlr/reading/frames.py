@@ -19,7 +19,7 @@ from fastlr.stated_names import INFO, meaning
 from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
-from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, count_xyz_frames, is_lammps_data, whole_gro
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, count_xyz_frames, is_lammps_data, is_word, whole_gro
 
 # Formats of which ASE reads single frames without the others.
 INDEXED = ("extxyz", "traj", "netcdftrajectory")
@@ -96,6 +96,9 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     if format == "proteindatabank":
         structures = [atoms for atoms in structures if len(atoms)]  # an END after ENDMDL makes one without
         _mend_pdb(structures, notes)
+    if "xyz" in format:
+        for atoms in structures:
+            atoms.info = {key: value for key, value in atoms.info.items() if not is_word(key, value)}
     if format == "gromacs" and not structures[0].cell.any():  # a box of zeros
         structures[0].pbc = False
     _add_charges(path, format, structures, notes)

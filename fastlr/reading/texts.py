@@ -21,12 +21,13 @@ QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.
 # A value in quotes or brackets; a quote or bracket elsewhere may be an apostrophe, or inches.
 IN_QUOTES = re.compile(rf"=\s*{QUOTED}(?=\s|$)")
 KEY = re.compile(r"""(?<!\S)(?:"((?:\\.|[^"\\=])+)"|'([^'=]+)'|([^\s=]+))\s*=""")
+TRUE = re.compile(r"""=\s*["'{\[]?[Tt]""")
 WITH_EQUALS = re.compile(r"""=(?:[^\s"'{}\[\],;|=]*=)+[^\s"'{}\[\],;|=]*(?=\s|$)""")
 # Words that are key=value and nothing else, of which ASE reads what they say.
 PLAIN_PAIRS = re.compile(r"""\s*(?:[\w.-]+=(?:"[^"\\]*"|[^\s"'{}\[\]\\=,;]+)(?:\s+|$))*""")
-# What somebody who wrote it may have meant for a key: a last word before "=", or before ":" and a number.
+# What somebody who wrote it may have meant for a key: a last word before "=", or "charge" before a number.
 LIKE_A_KEY = re.compile(
-    r"""(?<![\w-])([A-Za-z][\w-]*)["']?\s*=|(?<!\w)(\w*[Cc][Hh][Aa][Rr][Gg][Ee])["']?\s*:\s*["']?[-+]?\d"""
+    r"""(?<![\w-])([A-Za-z][\w-]*)["']?\s*=|(?<!\w)(\w*[Cc][Hh][Aa][Rr][Gg][Ee])["']?(?:\s*:|\s)\s*["']?[-+]?\d"""
 )
 VALUE = r"\b{}\s*=\s*(?:[\"'{{\[]([^\"'}}\]]*)[\"'}}\]]|(\S+))"
 COLUMNS, PERIODIC = (re.compile(VALUE.format(key)) for key in ("Properties", "pbc"))
@@ -96,7 +97,7 @@ def _check_comment(comment: str, where: str, number: int) -> bool:
             f"{where}: '{_cut(spelt[0])}' is not read; extended XYZ spells these Lattice=\"...\", Properties=... and "
             'pbc="T T T", in Å'
         )
-    if not PLAIN_PAIRS.fullmatch(comment):
+    if not PLAIN_PAIRS.fullmatch(comment) or TRUE.search(comment):
         # programs write texts without blanks as they are: url=http://x?charge=1
         _check_read(comment, WITH_EQUALS.sub("=", open_text) if extended else open_text, used, where)
     if match := PERIODIC.search(comment):
@@ -121,13 +122,19 @@ def _check_read(comment: str, open_text: str, keys: list[str], where: str) -> No
         read = key_val_str_to_dict(comment)
     except ValueError:  # refused by the reader
         return
-    names = {plain_name(key) for key in read if not key.endswith(":")}
+    # a word without a value is true for ASE, which may replace a value
+    names = {plain_name(key) for key, value in read.items() if not key.endswith(":") and not is_word(key, value)}
     lost = [key for key in expected if plain_name(key) not in names]
     if lost:
         raise InputError(
             f"{where}: '{lost[0]}' is not read; write {lost[0]}=... with blanks around it, where no value before is "
             "empty or ends in a backslash, and every quote and bracket is closed"
         )
+
+
+def is_word(key: str, value) -> bool:
+    """Whether what ASE reads as true is but a word that names a charge or spin in free text."""
+    return value is True and meaning(key) is not None
 
 
 def _is_used(key: str) -> bool:

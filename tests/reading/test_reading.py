@@ -17,6 +17,7 @@ from ase.io import write
 
 from fastlr.errors import InputError, StructureName, structure_number
 from fastlr.reading import read_structure, read_structures
+from fastlr.stated_names import meaning
 
 WATER = "3\n\nO 0.0 0.0 0.119262\nH 0.0 0.763239 -0.477047\nH 0.0 -0.763239 -0.477047\n"
 CUBE = 'Lattice="9 0 0 0 9 0 0 0 9"'
@@ -99,6 +100,7 @@ def read_silently(path, index=":"):
         ("a.xyz", commented("water in an ice lattice, no PBC here, cell properties"), ["OH2"]),
         ("a.xyz", commented("E(eV) = -1 | T=300K; P == 1 | E(eV) = 2 | T=310"), ["OH2"]),
         ("a.xyz", commented("Bob's molecule, it's E=1, energy: -5.07"), ["OH2"]),
+        ("a.xyz", commented("no net charge, singlet spin, total_charge none"), ["OH2"]),
         ("a.xyz", "0\n\n" + WATER, ["", "OH2"]),
         ("a.xyz", WATER[:-1] + "\nVEC1 5 0 0\nVEC2 0 5 0\nVEC3 0 0 5\n" + WATER, ["OH2", "OH2"]),
         ("b@2.xyz", WATER, ["OH2"]),
@@ -114,6 +116,7 @@ def read_silently(path, index=":"):
 def test_read_as_it_is(file, name, content, formulas):
     structures = read_silently(file(name, content))
     assert [str(atoms.symbols) for atoms in structures] == formulas
+    assert all(meaning(key) is None or value is not True for atoms in structures for key, value in atoms.info.items())
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,9 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.xyz", commented("ion [aq charge=1"), ["'charge' is not read"]),
         ("a.xyz", commented("ion [aq charge=1]"), ["'charge' is not read"]),
         ("a.xyz", commented('{"charge": 1}'), ["'charge' is not read"]),
+        ("a.xyz", commented("charge -1"), ["'charge' is not read"]),
+        ("a.xyz", commented("charge=1 no charge"), ["'charge' is not read"]),
+        ("a.xyz", commented("charge=T"), ["'charge' is not read"]),
         ("a.xyz", commented("charge: 1"), ["'charge' is not read"]),
         ("a.xyz", commented("note=it's Total_Charge=1"), ["'Total_Charge' is not read"]),
         ("a.xyz", commented('5" pipe energy=1'), ["'energy' is not read"]),
