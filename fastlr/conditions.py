@@ -12,10 +12,8 @@ from torch import Tensor
 
 from .errors import InputError
 from .kernels.charge_solver.constraints import Constraints
+from .stated_names import ARRAYS, INFO
 
-# Where a structure states them: names in ``atoms.arrays`` and in ``atoms.info``.
-ARRAYS = ("fragment", "external_potential")
-INFO = ("fragment_charge", "electric_field", "chemical_potential")
 LARGEST = {"electric_field": 50.0, "external_potential": 1e4, "chemical_potential": 1e3}  # V/Å, V, eV/e
 
 

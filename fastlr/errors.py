@@ -25,11 +25,16 @@ class NonFiniteError(FastlrError, ArithmeticError):
     """An energy or force is not a finite number."""
 
 
+def structure_number(atoms, index: int) -> int:
+    """The number of a structure in the file that it was selected from (``reading.read_structures``), else ``index``."""
+    return getattr(atoms, "number_in_file", index)
+
+
 class StructureName:
     """What errors call a structure; put together only if there is one."""
 
     def __init__(self, atoms, index: int):
-        self.atoms, self.index = atoms, index
+        self.atoms, self.index = atoms, structure_number(atoms, index)
 
     def __str__(self) -> str:
         try:

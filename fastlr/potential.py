@@ -25,7 +25,7 @@ from .engine.charges import require_right_charges
 from .engine.fixed_potential import evaluate_at_potential, is_fixed, warn_of_large_charges
 from .engine.parts import TooLarge, evaluate_in_parts, halved
 from .engine.precision import Precision
-from .errors import BackendError, CheckpointError, InputError, NonFiniteError
+from .errors import BackendError, CheckpointError, InputError, NonFiniteError, StructureName, structure_number
 from .files import check_writable
 from .graph import CoulombSettings, Graph
 from .kernels.charge_solver.conjugate_gradient import Report
@@ -345,9 +345,9 @@ class Potential:
         needed = list_bytes(atoms, config.r_max + skin, self.settings)
         if needed and (needed > (free := available_bytes(torch.device("cpu"))) or needed / 4.0 > self._budget()):
             raise InputError(
-                f"structure {index} ({len(atoms)} atoms): to list the neighbours within {config.r_max:g} Å takes about "
-                f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free (memory_budget: "
-                f"{self._budget() / 2**30:,.1f} GiB); is the cell in Å?"
+                f"structure {structure_number(atoms, index)} ({len(atoms)} atoms): to list the neighbours within "
+                f"{config.r_max:g} Å takes about {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are "
+                f"free (memory_budget: {self._budget() / 2**30:,.1f} GiB); is the cell in Å?"
             )
         return Graph.single(atoms, config.species, config.r_max, self.settings, charge, index, skin)
 
@@ -676,7 +676,7 @@ def _split(
         finite = np.isfinite(prediction.energy) and (prediction.forces is None or np.isfinite(prediction.forces).all())
         if not finite:
             raise NonFiniteError(
-                f"structure {start + b} ({structures[start + b].get_chemical_formula()}): the predicted energy or a "
+                f"{StructureName(structures[start + b], start + b)}: the predicted energy or a "
                 "force is not finite; the structure is far outside what the model was trained on"
             )
         yield prediction

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from math import isfinite
 from numbers import Real
 
@@ -12,29 +11,8 @@ from ase import Atoms
 
 from .conditions import conditions_of, mentions_conditions, require_electrons
 from .errors import InputError, StructureName
+from .stated_names import meaning
 
-# Names in ``atoms.info``, in small letters without what separates words, as files and data sets have them.
-CHARGE_NAMES = frozenset(
-    f"{prefix}charge{suffix}"
-    for prefix in ("", "total", "tot", "net", "overall", "system", "molecular", "molecule", "mol", "cluster", "formal")
-    for suffix in ("", "e", "state")
-) | {"qtot", "qtotal", "totalq"}
-SPIN_NAMES = frozenset(
-    ["spin", "totalspin", "multiplicity", "spinmultiplicity", "mult", "uhf", "nspin", "unpairedelectrons"]
-)
-# Names of conditions, likewise: these are read under one spelling only.
-CONDITION_NAMES = {
-    "fragment": "fragment",
-    "fragments": "fragment",
-    "fragmentcharge": "fragment_charge",
-    "fragmentcharges": "fragment_charge",
-    "externalpotential": "external_potential",
-    "externalpotentials": "external_potential",
-    "electricfield": "electric_field",
-    "efield": "electric_field",
-    "externalfield": "electric_field",
-    "chemicalpotential": "chemical_potential",
-}
 CLOSE = 0.01  # e; charges of atoms are written with few digits
 
 
@@ -71,17 +49,17 @@ def stated_charge(atoms: Atoms, default: float | None = None, index: int = 0) ->
         return None
     found: dict[str, float] = {}
     for key, value in atoms.info.items():
-        meaning = _meaning(key) if value is not None else None
-        if meaning == "charge":
+        means = meaning(key) if value is not None else None
+        if means == "charge":
             found[f"atoms.info[{key!r}]"] = _charge(value, f"atoms.info[{key!r}]", atoms, index)
-        elif meaning == "spin":
+        elif means == "spin":
             _warn_of_spin(key, value, atoms, index)
-        elif meaning is not None and meaning != key:
-            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {meaning!r}")
+        elif means is not None and means != key:
+            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {means!r}")
     for key in atoms.arrays:
-        meaning = _meaning(key)
-        if meaning not in (None, "charge", "spin", key):
-            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {meaning!r}")
+        means = meaning(key)
+        if means not in (None, "charge", "spin", key):
+            raise InputError(f"{StructureName(atoms, index)}: {key!r} is not read; call it {means!r}")
     if "initial_magmoms" in atoms.arrays and _is_set(atoms.arrays["initial_magmoms"]):
         _warn_of_spin("initial_magmoms", "not zero", atoms, index)
     argument = None if default is None else _charge(default, "the argument 'charge'", atoms, index)
@@ -185,15 +163,6 @@ def _unstated(atoms: Atoms, index: int, what: str) -> InputError:
 def charge_tolerance(num_atoms: int) -> float:
     """How far (e) labels of so many atoms may be from the total charge: population analyses and rounded digits."""
     return min(0.02 + 1e-4 * num_atoms, 0.25)
-
-
-@cache
-def _meaning(key) -> str | None:
-    """The meaning of a name in ``atoms.info``: "charge", "spin", the name of a condition, or nothing of concern."""
-    if not isinstance(key, str):
-        return None
-    plain = "".join(letter for letter in key.lower() if letter.isalnum())
-    return "charge" if plain in CHARGE_NAMES else "spin" if plain in SPIN_NAMES else CONDITION_NAMES.get(plain)
 
 
 _warned: set[str] = set()

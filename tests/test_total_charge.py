@@ -15,7 +15,8 @@ from fastlr.errors import InputError
 from fastlr.potential import Potential
 from fastlr.simulation.dynamics import MDSettings, run_md
 from fastlr.simulation.relaxation import relax
-from fastlr.total_charge import CHARGE_NAMES, stated_charge, total_charge
+from fastlr.stated_names import CHARGE_NAMES
+from fastlr.total_charge import stated_charge, total_charge
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ NVE. Leaves a trajectory with charges, a summary, and one picture: energy drift,
 distribution.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ import torch
 from ase import Atoms
 from ase.io import read, write
 from ase.md.velocitydistribution import Stationary
+from demo_options import parse
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastlr
@@ -158,18 +158,7 @@ def run(potential, args) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="aqueous-xtb", help="bundled model or model file")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--steps", type=int, default=1000, help="NVE steps of 0.5 fs")
-    parser.add_argument("--equilibration", type=int, default=300, help="Langevin steps of 0.5 fs")
-    parser.add_argument("--interval", type=int, default=5, help="steps between frames")
-    parser.add_argument("--temperature", type=float, default=300.0, help="K")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="outputs/salt-water")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
-    parser.add_argument("--prepare", action="store_true", help="make the starting box again, then stop")
-    args = parser.parse_args(arguments)
+    args = parse(arguments)
 
     try:
         potential = fastlr.load(args.model, backend=args.backend)

@@ -37,6 +37,7 @@ def predict(
     """Energies, forces, stress, charges and dipoles of structures."""
     total_charge = parse_charge(charge)
 
+    from fastlr.errors import structure_number
     from fastlr.reading import read_structures
     from fastlr.simulation.prediction import predict_structures, write_predictions
     from fastlr.simulation.structures import check_output
@@ -55,6 +56,6 @@ def predict(
         else:
             write_predictions(output, predictions)
     if output is None:
-        print_predictions(rows)
+        print_predictions(rows, [structure_number(atoms, k) for k, atoms in enumerate(structures)])
     else:
         print(f"wrote {len(structures)} structure{'s' if len(structures) > 1 else ''} to {output}")

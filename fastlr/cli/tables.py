@@ -53,8 +53,8 @@ def _charge(frame: Atoms) -> float:
     return frame.info["charge"] if "charge" in frame.info else frame.info["found_charge"]
 
 
-def print_predictions(frames: list[Atoms]) -> None:
-    """One row a structure: energy, largest force, range of the charges, pressure."""
+def print_predictions(frames: list[Atoms], numbers: list[int]) -> None:
+    """One row a structure, with its number: energy, largest force, range of the charges, pressure."""
     has_charges = any("charges" in frame.calc.results for frame in frames)
     has_pressure = any("stress" in frame.calc.results for frame in frames)
     table = plain_table()
@@ -64,9 +64,9 @@ def print_predictions(frames: list[Atoms]) -> None:
     headings += ["charges (e)\nmin ... max"] * has_charges + ["pressure\n(GPa)"] * has_pressure
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for k, frame in enumerate(frames):
+    for number, frame in zip(numbers, frames, strict=True):
         charges, gpa = frame.calc.results.get("charges", ()), pressure(frame)
-        row = [str(k), Text(frame.get_chemical_formula(mode="hill")), f"{_charge(frame):+.4g}".replace("+0", "0")]
+        row = [str(number), Text(frame.get_chemical_formula(mode="hill")), f"{_charge(frame):+.4g}".replace("+0", "0")]
         row += [f"{frame.calc.results['energy']:.6f}", f"{max_force(frame):.4f}"]
         if has_charges:
             row.append(f"{min(charges):+.3f} ... {max(charges):+.3f}" if len(charges) else "-")

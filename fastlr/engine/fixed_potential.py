@@ -17,7 +17,7 @@ from ase import Atoms
 from torch import Tensor
 
 from fastlr.constants import COULOMB_CONSTANT
-from fastlr.errors import InputError
+from fastlr.errors import InputError, StructureName
 from fastlr.graph import Graph
 from fastlr.nn.charge_equilibration import ChargeEquilibration
 
@@ -41,7 +41,7 @@ def warn_of_large_charges(graph: Graph, structures: Sequence[Atoms], start: int 
         largest = min(LARGEST_CHARGE * size, max(OF_MANY * size, MANY))
         if abs(charge) > largest:
             warnings.warn(
-                f"structure {start + b} ({structures[start + b].get_chemical_formula()}): its chemical potential leads "
+                f"{StructureName(structures[start + b], start + b)}: its chemical potential leads "
                 f"to a total charge of {charge:+.4g} e on {size} atoms; models have hardly ever been trained on more "
                 f"than {largest:.3g} e",
                 stacklevel=2,

@@ -1,9 +1,11 @@
 """Structures as ASE reads them, one mechanism for all commands and for training."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 
 import ase.db
@@ -11,11 +13,13 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, get_ioformat
 
-from fastlr.errors import InputError
+from fastlr.errors import InputError, structure_number
+from fastlr.stated_names import INFO, meaning
 
+from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
-from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, count_xyz_frames, is_lammps_data, is_word, whole_gro
 
 # Formats of which ASE reads single frames without the others.
 INDEXED = ("extxyz", "traj", "netcdftrajectory")
@@ -90,18 +94,50 @@ def _read(path: Path, selection: slice, source: str | Path) -> list[Atoms]:
     if format in COUNTS:
         _check_count(path, format, sum(map(len, structures)))
     if format == "proteindatabank":
+        structures = [atoms for atoms in structures if len(atoms)]  # an END after ENDMDL makes one without
         _mend_pdb(structures, notes)
+    if "xyz" in format:
+        for atoms in structures:
+            atoms.info = {key: value for key, value in atoms.info.items() if not is_word(key, value)}
+    if format == "gromacs" and not structures[0].cell.any():  # a box of zeros
+        structures[0].pbc = False
+    _add_charges(path, format, structures, notes)
+    count = None if indexed else len(structures)
     if not indexed:
         structures = structures[selection]
+    _number(path, format, selection, count, structures)
     from_names, taken = any(GUESSED_FROM_NAMES in note for note in notes), {}
     for k, atoms in enumerate(structures):
         try:
             _check(atoms)
             taken |= guessed_elements(atoms) if from_names else dict.fromkeys(atoms.symbols, "")
         except InputError as error:
-            raise InputError(f"{_name(selection, k)}: {error}") from None
+            raise InputError(f"frame {structure_number(atoms, k)}: {error}") from None
     _tell(notes, ", ".join(" ".join(pair).strip() for pair in taken.items()), source)
     return structures
+
+
+def _number(path: Path, format: str, selection: slice, count: int | None, structures: list[Atoms]) -> None:
+    """Note which frames of their file structures are, for errors and tables, where they are not all of it."""
+    if selection == slice(None):
+        return
+    parts = (selection.start or 0, selection.stop or 0, selection.step or 1)
+    if count is None and min(parts) < 0:
+        count = _count_frames(path, format)
+    numbers = range(sys.maxsize if count is None else count)[selection]
+    for number, atoms in zip(numbers, structures, strict=False):  # the last frame is not known where none is negative
+        atoms.number_in_file = number
+
+
+def _count_frames(path: Path, format: str) -> int:
+    """Frames of a file in one of the formats that are ``INDEXED``."""
+    if "xyz" in format:
+        with _opened_text(path) as lines:
+            return count_xyz_frames(lines)
+    from ase.io.netcdftrajectory import NetCDFTrajectory
+
+    with ase.io.Trajectory(path) if format == "traj" else NetCDFTrajectory(str(path)) as frames:
+        return len(frames)
 
 
 def _tell(notes: list[str], elements: str, source: str | Path) -> None:
@@ -113,11 +149,15 @@ def _tell(notes: list[str], elements: str, source: str | Path) -> None:
 def _format(path: Path) -> str:
     try:
         # an absolute path: ASE takes names that start with "postgres" for addresses of servers
-        return get_ioformat(filetype(str(path.absolute()))).name
+        format = get_ioformat(filetype(str(path.absolute()))).name
     except UnknownFileTypeError:
-        raise InputError(
-            "cannot be read as a file of structures (its format is not known from name or content)"
-        ) from None
+        format = None
+    if format in (None, "runnerdata"):  # which is what ASE takes all .data for
+        with suppress(UnicodeDecodeError), _opened_text(path) as lines:
+            format = "lammps-data" if is_lammps_data(lines) else format
+    if format is None:
+        raise InputError("cannot be read as a file of structures (its format is not known from name or content)")
+    return format
 
 
 def _opened_text(path: Path):
@@ -130,6 +170,9 @@ def _frames(path: Path, format: str, selection: slice) -> Iterator[Atoms]:
     content = str(path.absolute())
     if known.acceptsfd:
         content = path.open("rb") if known.isbinary else _opened_text(path)
+    if format == "gromacs":
+        with content as lines:
+            content = StringIO(whole_gro(lines))
     try:
         with _refusals(format):
             frames = ase.io.iread(content, selection, format=format, do_not_split_by_at_sign=True)
@@ -173,16 +216,28 @@ def _name(selection: slice, k: int) -> str:
 
 def _rows(path: Path, format: str) -> Iterator[Atoms]:
     """Structures of ASE's databases, with the key-value pairs of their rows in ``info``."""
-    from fastlr.conditions import INFO  # and PyTorch, which no other file needs
-
     with ase.db.connect(str(path), type=format, serial=True) as database:
         for row in database.select():
             atoms = row.toatoms()
-            stated = {key: row.data[key] for key in INFO if key in row.data}
+            stated = {key: row.data[key] for key in row.data if key in INFO or meaning(key) == "charge"}
             # not the values of key_value_pairs: "charge" would be the sum of the charges of atoms
             pairs = {key: vars(row)[key] for key in row.key_value_pairs}
             atoms.info = {**stated, **pairs, **atoms.info}
             yield atoms
+
+
+def _add_charges(path: Path, format: str, structures: list[Atoms], notes: list[str]) -> None:
+    """Keep total charges that only the text of a file states, in ``info``."""
+    if format not in FORMATS and format != "proteindatabank":
+        return
+    with _refusals(format), _opened_text(path) as lines:
+        charges = charges_of_pdb(lines) if format == "proteindatabank" else [stated_charge(format, lines)]
+    stated = [(atoms, charge) for atoms, charge in zip(structures, charges, strict=True) if charge is not None]
+    for atoms, charge in stated:
+        atoms.info["charge"] = charge
+    if stated and format == "proteindatabank":
+        sums = ", ".join(f"{charge:g}" for charge in sorted({charge for _, charge in stated}))
+        notes.append(f"charges of atoms in columns 79 and 80 are taken for all that it has; they add up to {sums} e")
 
 
 def _check_count(path: Path, format: str, found: int) -> None:
@@ -193,11 +248,13 @@ def _check_count(path: Path, format: str, found: int) -> None:
 
 
 def _mend_pdb(structures: list[Atoms], notes: list[str]) -> None:
-    """Give all models the cell, stated once before them; 1 x 1 x 1 Å means none."""
+    """Give all models the cell, stated once before them; one of 1 x 1 x 1 or 0 x 0 x 0 Å means none."""
+    if not structures:
+        return
     first = structures[0]
     cell, pbc = first.cell.copy(), first.pbc.copy()
     if pbc.any() and cell.lengths().max() <= 1.0:
-        notes.append("its cell of 1 x 1 x 1 Å stands for none")
+        notes.append(f"its cell of {' x '.join(f'{length:g}' for length in cell.lengths())} Å stands for none")
         cell, pbc = None, False
     for atoms in structures:
         if atoms is first or not atoms.pbc.any():

@@ -11,17 +11,29 @@ from itertools import islice
 from ase.io.extxyz import key_val_str_to_dict
 
 from fastlr.errors import InputError
+from fastlr.stated_names import INFO, meaning, plain_name
 
 from .names import is_symbol
 
 Lines = Iterable[str]
 
-QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]')
-KEY = re.compile(r"([^\s=]+)\s*=")
-NO_VALUE = re.compile(r"=\s+[^\s=]+\s*=")
+QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\])"""
+# A value in quotes or brackets; a quote or bracket elsewhere may be an apostrophe, or inches.
+IN_QUOTES = re.compile(rf"=\s*{QUOTED}(?=\s|$)")
+KEY = re.compile(r"""(?<!\S)(?:"((?:\\.|[^"\\=])+)"|'([^'=]+)'|([^\s=]+))\s*=""")
+TRUE = re.compile(r"""=\s*["'{\[]?[Tt]""")
+WITH_EQUALS = re.compile(r"""=(?:[^\s"'{}\[\],;|=]*=)+[^\s"'{}\[\],;|=]*(?=\s|$)""")
+# Words that are key=value and nothing else, of which ASE reads what they say.
+PLAIN_PAIRS = re.compile(r"""\s*(?:[\w.-]+=(?:"[^"\\]*"|[^\s"'{}\[\]\\=,;]+)(?:\s+|$))*""")
+# What somebody who wrote it may have meant for a key: a last word before "=", or "charge" before a number.
+LIKE_A_KEY = re.compile(
+    r"""(?<![\w-])([A-Za-z][\w-]*)["']?\s*=|(?<!\w)(\w*[Cc][Hh][Aa][Rr][Gg][Ee])["']?(?:\s*:|\s)\s*["']?[-+]?\d"""
+)
 VALUE = r"\b{}\s*=\s*(?:[\"'{{\[]([^\"'}}\]]*)[\"'}}\]]|(\S+))"
 COLUMNS, PERIODIC = (re.compile(VALUE.format(key)) for key in ("Properties", "pbc"))
-OTHER_SPELLING = re.compile(r"(?i)lattice|properties|pbc|cell[({:].*")
+OTHER_SPELLING = re.compile(r"(?!(?:Lattice|Properties|pbc)$)(?i:lattice|properties|pbc|cell)")
+IPI_CELL = re.compile(r"\bCELL[({]\S*")
+USED = {"energy", "freeenergy", "stress", "virial", "pbc", "lattice", "properties", "cell", *map(plain_name, INFO)}
 GUESSED_FROM_NAMES = "elements are guessed from the names of atoms"
 TRUTHS = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "1", "0"}
 
@@ -70,22 +82,24 @@ def check_xyz(lines: Lines) -> list[str]:
 
 def _check_comment(comment: str, where: str, number: int) -> bool:
     """Whether it names the columns of so many atoms."""
-    keys = KEY.findall(QUOTED.sub('""', comment))
-    twice = next((key for k, key in enumerate(keys) if key in keys[:k]), None)
+    open_text = IN_QUOTES.sub('=""', comment)
+    keys = ["".join(groups) for groups in KEY.findall(open_text)]
+    if not keys and not LIKE_A_KEY.search(open_text) and not IPI_CELL.search(open_text):
+        return False
+    extended = "Properties" in keys or "Lattice" in keys
+    used = [key for key in keys if extended or _is_used(key)]
+    twice = next((key for k, key in enumerate(used) if key in used[:k]), None)
     if twice is not None:
         raise InputError(f"{where}: '{twice}' stands twice; leave one")
-    if "\\" in comment or NO_VALUE.search(QUOTED.sub('""', comment)):
-        read = key_val_str_to_dict(comment)
-        lost = [key for key in keys if key not in read]
-        if lost:
-            raise InputError(f"{where}: '{lost[0]}' is not read, for a value before it is empty or ends in a backslash")
-    words = QUOTED.sub('""', comment).replace("=", " ").split()
-    for word in words:
-        if OTHER_SPELLING.fullmatch(word) and word not in ("Lattice", "Properties", "pbc"):
-            raise InputError(
-                f"{where}: '{_cut(word)}' is not read; extended XYZ spells these Lattice=\"...\", Properties=... and "
-                'pbc="T T T", in Å'
-            )
+    spelt = [key for key in keys if OTHER_SPELLING.fullmatch(key)] + IPI_CELL.findall(open_text)
+    if spelt:
+        raise InputError(
+            f"{where}: '{_cut(spelt[0])}' is not read; extended XYZ spells these Lattice=\"...\", Properties=... and "
+            'pbc="T T T", in Å'
+        )
+    if not PLAIN_PAIRS.fullmatch(comment) or TRUE.search(comment):
+        # programs write texts without blanks as they are: url=http://x?charge=1
+        _check_read(comment, WITH_EQUALS.sub("=", open_text) if extended else open_text, used, where)
     if match := PERIODIC.search(comment):
         values = re.findall(r"[^\s,]+", match[1] or match[2] or "")
         if len(values) not in (1, 3) or not TRUTHS.issuperset(values):
@@ -95,6 +109,42 @@ def _check_comment(comment: str, where: str, number: int) -> bool:
     if number and "Properties" in keys and not re.search(r"\bpos(itions)?:R:3\b", comment):
         raise InputError(f"{where}: its Properties name no columns of positions (pos:R:3)")
     return "Properties" in keys
+
+
+def _check_read(comment: str, open_text: str, keys: list[str], where: str) -> None:
+    """Compare what a reader of words would find with what ASE finds, which takes all up to the next apostrophe or
+    closing bracket for one word: these keys, and all names of values that are used."""
+    like_keys = ("".join(groups) for groups in LIKE_A_KEY.findall(KEY.sub(_without_quotes, open_text)))
+    expected = [*keys, *filter(_is_used, like_keys)]
+    if not expected:
+        return
+    try:
+        read = key_val_str_to_dict(comment)
+    except ValueError:  # refused by the reader
+        return
+    # a word without a value is true for ASE, which may replace a value
+    names = {plain_name(key) for key, value in read.items() if not key.endswith(":") and not is_word(key, value)}
+    lost = [key for key in expected if plain_name(key) not in names]
+    if lost:
+        raise InputError(
+            f"{where}: '{lost[0]}' is not read; write {lost[0]}=... with blanks around it, where no value before is "
+            "empty or ends in a backslash, and every quote and bracket is closed"
+        )
+
+
+def is_word(key: str, value) -> bool:
+    """Whether what ASE reads as true is but a word that names a charge or spin in free text."""
+    return value is True and meaning(key) is not None
+
+
+def _is_used(key: str) -> bool:
+    """Whether the value of this name is used, in whatever spelling."""
+    return meaning(key) is not None or plain_name(key) in USED
+
+
+def _without_quotes(key: re.Match) -> str:
+    """A key, but nothing for one in quotes."""
+    return key[0] if key[3] else " ="
 
 
 def _number_of_columns(comment: str) -> int:
@@ -128,18 +178,29 @@ def check_gro(lines: Lines) -> list[str]:
     numbered = Numbered(lines)
     numbered.next()
     count = numbered.next().strip()
-    length = sum(1 for line in numbered if line.strip())
-    if not count.isdigit() or length != int(count) + 1:
+    rest = list(numbered)
+    number = int(count) if count.isdigit() else -1
+    length = max((k for k, line in enumerate(rest, 1) if line.strip()), default=0)
+    # without a cell, the last line may be blank
+    if number < 0 or len(rest) <= number or not number <= length <= number + 1:
         raise InputError(
             f"has {length} lines after its number of atoms, '{count}', where there must be one more than atoms"
         )
     return [GUESSED_FROM_NAMES]
 
 
+def whole_gro(lines: Lines) -> str:
+    """A file of GROMACS up to its box, in the line after the atoms: ASE takes the last line for it."""
+    lines = list(lines)
+    return "".join(lines[: 3 + int(lines[1])])
+
+
 def check_sdf(lines: Lines) -> list[str]:
-    """SDF: of several molecules the first alone is read."""
+    """SDF: of several molecules the first alone is read, and of V3000 nothing."""
     ended = False
     for number, line in enumerate(lines, 1):
+        if number == 4 and "V3000" in line:
+            raise InputError("line 4: V3000, of which ASE reads no atoms; convert it to V2000 or extended XYZ")
         if ended and line.strip():
             raise InputError(
                 f"line {number}: more than one molecule, of which ASE reads the first alone; split the file"
@@ -154,6 +215,12 @@ def check_poscar(lines: Lines) -> list[str]:
     if sixth and sixth[0].isdigit():
         return ["no elements are named; those of its first line are taken, or of a POTCAR or OUTCAR beside it"]
     return []
+
+
+def is_lammps_data(lines: Lines) -> bool:
+    """Whether it has the header and the atoms of a LAMMPS data file, whose name may be anything."""
+    heads = [" ".join(line.partition("#")[0].split()) for line in islice(lines, 1, None)]
+    return any(head.endswith(" xlo xhi") for head in heads[:50]) and "Atoms" in heads
 
 
 def check_lammps_data(lines: Lines) -> list[str]:
@@ -180,6 +247,17 @@ def check_lammps_dump(lines: Lines) -> list[str]:
     raise InputError("types of LAMMPS are no elements; dump a column 'element' (dump_modify ... element ...) or 'mass'")
 
 
+def count_xyz_frames(lines: Lines) -> int:
+    """Frames of an XYZ file in which ``check_xyz`` finds nothing wrong."""
+    numbered, count = Numbered(lines), 0
+    while (header := numbered.next()).strip():
+        next(islice(numbered, int(header), int(header)), None)
+        numbered.next()
+        numbered.skip("VEC")
+        count += 1
+    return count
+
+
 def count_pdb_atoms(lines: Lines) -> int:
     """Atoms of a PDB file."""
     return sum(line.startswith(("ATOM", "HETATM")) for line in lines)
@@ -199,6 +277,7 @@ CHECKS: dict[str, Callable[[Lines], list[str]]] = {
     "proteindatabank": check_pdb,
     "gromacs": check_gro,
     "sdf": check_sdf,
+    "mol": check_sdf,
     "vasp": check_poscar,
     "lammps-data": check_lammps_data,
     "lammps-dump-text": check_lammps_dump,

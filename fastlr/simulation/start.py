@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms, constraints, units
 
 from fastlr.errors import InputError, StructureName
+from fastlr.stated_names import plain_name
 
 from .constrained import require_usable_constraints
 
@@ -24,13 +25,15 @@ HONOURED = (
 SATISFIED = 1e-3  # Å, by which positions of files are rounded at most
 # ... and of these, those that leave the momentum of the centre of mass alone
 _INTERNAL = (constraints.FixBondLengths, constraints.FixLinearTriatomic)
+VELOCITIES = {"v", "vel", "velo", "vels", "velos", "velocity", "velocities", "vx", "vy", "vz"}
 
 
 def require_movable(atoms: Atoms) -> None:
     """Check velocities, masses and constraints of a structure, and take the held lengths from it.
 
     Raises:
-        InputError: there are no atoms, a number is not finite, a mass not positive, or a constraint not honoured.
+        InputError: there are no atoms, a number is not finite, a mass not positive, a constraint not honoured, or
+            velocities have no known unit.
     """
     name = StructureName(atoms, 0)
     if not len(atoms):
@@ -41,6 +44,7 @@ def require_movable(atoms: Atoms) -> None:
         k = bad[0]
         raise InputError(f"{name}: the mass of atom {k} ({atoms.symbols[k]}) is {masses[k]:g} u; it must be positive")
     require_finite_velocities(atoms, name)
+    _require_known_velocities(atoms, name)
     for constraint in atoms.constraints:
         if type(constraint) not in HONOURED:
             raise InputError(
@@ -77,6 +81,19 @@ def require_finite_velocities(atoms: Atoms, name: StructureName | str) -> None:
         raise InputError(
             f"{name}: the velocity of atom {k} ({atoms.symbols[k]}) is not finite: {velocities[k].tolist()}"
         )
+
+
+def _require_known_velocities(atoms: Atoms, name: StructureName | str) -> None:
+    """Raises InputError that names a column with velocities, of a unit that nobody knows, where there are no
+    momenta."""
+    if "momenta" in atoms.arrays and atoms.arrays["momenta"].any():
+        return
+    for key, values in atoms.arrays.items():
+        if plain_name(key) in VELOCITIES and values.dtype.kind in "iuf" and values.any():
+            raise InputError(
+                f"{name}: the velocities in its column '{key}' are not read, for their unit is not known; state "
+                "momenta in units of ASE (a column momenta:R:3), or take it out to have velocities drawn"
+            )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pydantic import (
 from fastlr.errors import ConfigError
 from fastlr.models import ModelConfig, parse_config
 from fastlr.models.config import describe
+from fastlr.pretrained import model_path
 
 from .yaml_text import parse_yaml
 
@@ -117,7 +118,7 @@ class TrainingConfig(Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # decay a step of the averaged weights
     gradient_clip: PositiveFloat | None = 10.0  # norm
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    start_from: str | None = None  # model file to go on from, with its configuration; relative to this file
+    start_from: str | None = None  # bundled model or model file (relative to this file) to go on from
     backend: str = "auto"  # kernels; see "fastlr doctor"
     # radial networks from tables that agree with them to rounding, made anew at each step; not with "reference"
     radial_tables: bool = True
@@ -161,7 +162,8 @@ def read_config(config: dict | str | Path, overrides: list[str] | None = None) -
     files = {key: [str(base / Path(file).expanduser()) for file in getattr(parsed.data, key)] for key in _FILES}
     training = parsed.training
     if training.start_from is not None:
-        training = training.model_copy(update={"start_from": str(base / Path(training.start_from).expanduser())})
+        start = model_path(training.start_from) or base / Path(training.start_from).expanduser()
+        training = training.model_copy(update={"start_from": str(start)})
     return parsed.model_copy(update={"data": DataConfig(**files), "training": training})
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from ase import Atoms
 
 from fastlr.errors import ConfigError, InputError
-from fastlr.total_charge import CHARGE_NAMES, charge_tolerance
+from fastlr.stated_names import CHARGE_NAMES
+from fastlr.total_charge import charge_tolerance
 
 from .config import LossConfig, TrainConfig
 from .data import SHAPES, Frame, Sample

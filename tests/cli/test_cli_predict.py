@@ -59,7 +59,8 @@ def test_table(fastlr, model_files, mixed_file, monkeypatch):
 
 
 def test_index(fastlr, model_file, mixed_file):
-    assert "H2O" not in fastlr("predict", model_file, mixed_file, "--index", "1:").out
+    table = fastlr("predict", model_file, mixed_file, "--index", "1:").out
+    assert "H2O" not in table and [line.split()[:2] for line in table.splitlines() if " HO " in line] == [["1", "HO"]]
     assert "ClNa" in fastlr("predict", model_file, mixed_file, "--index", "-1").out
 
 

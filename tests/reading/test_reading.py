@@ -15,8 +15,9 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from fastlr.errors import InputError
+from fastlr.errors import InputError, StructureName, structure_number
 from fastlr.reading import read_structure, read_structures
+from fastlr.stated_names import meaning
 
 WATER = "3\n\nO 0.0 0.0 0.119262\nH 0.0 0.763239 -0.477047\nH 0.0 -0.763239 -0.477047\n"
 CUBE = 'Lattice="9 0 0 0 9 0 0 0 9"'
@@ -35,6 +36,18 @@ _atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y
 _atom_site_occupancy
 Na1 Na 0 0 0 {0}\nCl1 Cl .5 .5 .5 1.0
 """
+
+
+V2000 = """a
+
+
+  2  1  0  0  0  0  0  0  0  0999 V2000
+    0.0000    0.0000    0.0000 O   0  {}  0  0  0  0  0  0  0  0  0  0
+    0.9600    0.0000    0.0000 H   0  0  0  0  0  0  0  0  0  0  0  0
+  1  2  1  0  0  0  0
+"""
+GJF = "%chk=a\n#p HF/6-31G\n\n1 1\n\n{}\nO 0.0 0.0 0.0\nH 0.96 0.0 0.0\n\n"
+COORD = "{}$coord\n0.0 0.0 0.0 o\n1.8 0.0 0.0 h\n$end\n{}"
 
 
 def commented(comment: str) -> str:
@@ -82,6 +95,12 @@ def read_silently(path, index=":"):
         ("a.xyz", commented(f'{CUBE} pbc="T T F" x="a = 1, a = 2" y={{1 = 1}} z'), ["OH2"]),
         ("a.xyz", commented('a = 1 b =2 note="x \\"y\\"" charge= 1'), ["OH2"]),
         ("a.xyz", commented("i = 0, time = 0.5, E = -17.2"), ["OH2"]),
+        ("a.xyz", commented(f'{CUBE} "total energy"=1 "dipole moment"=2 "total charge"=1'), ["OH2"]),
+        ("a.xyz", commented(f"{CUBE} url=https://x.org/?charge=1 note=\"charge=1, it's\" name='a b' it's"), ["OH2"]),
+        ("a.xyz", commented("water in an ice lattice, no PBC here, cell properties"), ["OH2"]),
+        ("a.xyz", commented("E(eV) = -1 | T=300K; P == 1 | E(eV) = 2 | T=310"), ["OH2"]),
+        ("a.xyz", commented("Bob's molecule, it's E=1, energy: -5.07"), ["OH2"]),
+        ("a.xyz", commented("no net charge, singlet spin, total_charge none"), ["OH2"]),
         ("a.xyz", "0\n\n" + WATER, ["", "OH2"]),
         ("a.xyz", WATER[:-1] + "\nVEC1 5 0 0\nVEC2 0 5 0\nVEC3 0 0 5\n" + WATER, ["OH2", "OH2"]),
         ("b@2.xyz", WATER, ["OH2"]),
@@ -91,11 +110,13 @@ def read_silently(path, index=":"):
         ("a.cif", CIF.format("1.0"), ["NaCl"]),
         ("a.pdb", pdb(("O", "O"), ("CA", "C")), ["OC"]),
         ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") * 2, ["O", "O"]),
+        ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") * 2 + "END\n", ["O", "O"]),
     ],
 )
 def test_read_as_it_is(file, name, content, formulas):
     structures = read_silently(file(name, content))
     assert [str(atoms.symbols) for atoms in structures] == formulas
+    assert all(meaning(key) is None or value is not True for atoms in structures for key, value in atoms.info.items())
 
 
 @pytest.mark.parametrize(
@@ -112,6 +133,23 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.xyz", commented("note= charge=1"), ["frame 0", "'charge' is not read", "empty"]),
         ("a.xyz", commented('note="C:\\" charge=1'), ["frame 0", "'charge' is not read", "backslash"]),
         ("a.xyz", WATER + commented('lattice="9 0 0 0 9 0 0 0 9"'), ["frame 1 (line 6)", "'lattice' is not read"]),
+        ("a.xyz", commented("Bob's ion charge=1"), ["frame 0 (line 1)", "'charge' is not read", "quote"]),
+        ("a.xyz", commented("it's charge=1 isn't it"), ["'charge' is not read"]),
+        ("a.xyz", commented("ion [aq charge=1"), ["'charge' is not read"]),
+        ("a.xyz", commented("ion [aq charge=1]"), ["'charge' is not read"]),
+        ("a.xyz", commented('{"charge": 1}'), ["'charge' is not read"]),
+        ("a.xyz", commented("charge -1"), ["'charge' is not read"]),
+        ("a.xyz", commented("charge=1 no charge"), ["'charge' is not read"]),
+        ("a.xyz", commented("charge=T"), ["'charge' is not read"]),
+        ("a.xyz", commented("charge: 1"), ["'charge' is not read"]),
+        ("a.xyz", commented("note=it's Total_Charge=1"), ["'Total_Charge' is not read"]),
+        ("a.xyz", commented('5" pipe energy=1'), ["'energy' is not read"]),
+        ("a.xyz", commented("foo,charge=1"), ["'charge' is not read"]),
+        ("a.xyz", commented('note=charge=1'), ["'charge' is not read"]),
+        ("a.xyz", commented(f"{CUBE} note=it's x=1"), ["'x' is not read"]),
+        ("a.xyz", commented("energy=1 | energy=2"), ["'energy' stands twice"]),
+        ("a.xyz", commented(f'{CUBE} "a b"=1 "a b"=2'), ["'a b' stands twice"]),
+        ("a.xyz", commented('Cell="9 0 0 0 9 0 0 0 9"'), ["'Cell' is not read", "Lattice"]),
         ("a.xyz", commented("PBC=T"), ["'PBC' is not read"]),
         ("a.xyz", commented("# CELL(abcABC): 9 9 9 90 90 90 positions{atomic_unit}"), ["CELL(abcABC)", "Lattice"]),
         ("a.xyz", commented(f'{CUBE} pbc="yes yes no"'), ["pbc must be", "yes yes no"]),
@@ -138,14 +176,21 @@ def test_read_as_it_is(file, name, content, formulas):
         ("a.dump", DUMP.format("type") + "1 1 0 0 0\n2 2 0 0 1\n", ["types", "element"]),
         ("a.dump", DUMP.format("element") + "1 H 0 0 0\n", ["2 atoms", "reads 1"]),
         ("a.lammps-data", DATA.format(""), ["types", "Masses"]),
+        ("a.data", DATA.format(""), ["types", "Masses"]),
         ("a.cif", CIF.format("0.5"), ["frame 0", "occupied to 0.5"]),
         ("a.pdb", pdb(("O", "O"), end="ENDMDL\n") + pdb(("O", "O"), end=""), ["2 atoms", "reads 1"]),
         ("a.pdb", pdb(("O", "O")).replace(" HOH", "AHOH"), ["line 1", "alternate place ('A')"]),
         ("a.pdb", pdb(("O", "O")).replace("  1.00", "  0.30"), ["frame 0", "occupied to 0.3"]),
         ("a.pdb", pdb(("CA", "")), ["frame 0", "'CA' may be C or Ca"]),
         ("a.gro", gro("NA", "CL"), ["frame 0", "'NA' may be N or Na"]),
+        ("a.gro", gro("OW").partition("   1.86")[0], ["has 1 lines"]),
         ("a.gro", gro("OW") * 2, ["lines after its number of atoms"]),
         ("a.sdf", "a\n\n\n  0  0\nM  END\n$$$$\nb\n", ["line 7", "more than one molecule"]),
+        ("a.mol", "a\n\n\n  0  0  0     0  0            999 V3000\nM  END\n", ["line 4", "V3000"]),
+        ("a.mol", V2000.format(5) + "M  END\n> <charge>\n1\n", ["states the charges 1, -1 e"]),
+        ("coord", COORD.format("$chrg\n", ""), ["'charge' must be a number"]),
+        ("coord", COORD.format("$chrg 1\n", "$chrg 2\n"), ["states the charges 1, 2 e"]),
+        ("a.pdb", "END\n", ["holds no structure"]),
     ],
 )  # fmt: skip
 def test_refused_in_one_line(file, name, content, parts):
@@ -165,8 +210,11 @@ def test_refused_in_one_line(file, name, content, parts):
         ("POSCAR", POSCAR.format(""), "NaCl", ["first line", "Na, Cl"]),
         ("a.dump", DUMP.format("mass") + "1 1.008 0 0 0\n2 15.999 0 0 1\n", "HO", ["taken for Å", "from masses: H, O"]),
         ("a.lammps-data", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
+        ("data.water", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
+        ("a.lmp", DATA.format("\nMasses\n\n1 1.008\n2 15.999\n"), "HO", ["taken for Å", "from masses: H, O"]),
         ("a.pdb", pdb(("OW", ""), ("HW1", "")), "OH", ["names of atoms: OW O, HW1 H"]),
         ("a.pdb", CELL.format(" 1.000") + pdb(("O", "O")), "O", ["1 x 1 x 1 Å stands for none"]),
+        ("a.pdb", CELL.format(" 0.000") + pdb(("O", "O")), "O", ["0 x 0 x 0 Å stands for none"]),
         ("a.gro", gro("OW", "HW1", "Na"), "OHNa", ["OW O, HW1 H, Na Na"]),
     ],
 )
@@ -191,6 +239,49 @@ def test_cells_of_pdb(file):
             assert not atoms.pbc.any() and not atoms.cell.any()
 
 
+@pytest.mark.parametrize(
+    ("box", "length"),
+    [("1 1 1\n", 10), ("1 1 1\n\n \n", 10), ("1 1 1 0 0 .2 0 0 0", 10), ("0 0 0\n", 0), ("\n", 0), ("\n\n", 0)],
+)
+def test_cells_of_gromacs(file, box, length):
+    """It stands in the line after the atoms, whatever comes then; blank or of zeros it means that there is none."""
+    path = file("a.gro", "".join(gro("OW", "HW1").splitlines(True)[:-1]) + box)
+    with pytest.warns(UserWarning, match="elements are guessed"):
+        (atoms,) = read_structures(path)
+    assert len(atoms) == 2 and atoms.cell[0, 0] == length and (atoms.pbc == (length > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "charge"),
+    [
+        ("a.sdf", V2000.format(0) + "M  CHG  1   1  -1\nM  END\n$$$$\n", -1),
+        ("a.mol", V2000.format(5) + "M  CHG  2   1  -1   2   1\nM  END\n", 0),  # what M  CHG says comes before
+        ("a.mol", V2000.format(5) + "M  END\n", -1),
+        ("a.sdf", V2000.format(0) + "M  END\n> <Total Charge>\n-1\n\n$$$$\n", -1),
+        ("a.sdf", V2000.format(0) + "M  END\n", None),
+        ("a.gjf", GJF.format("-1 1"), -1),
+        ("a.com", GJF.format(" 0 2"), 0),
+        ("coord", COORD.format("$chrg -1\n", ""), -1),
+        ("coord", COORD.format("", "$eht charge=2 unpaired=0\n"), 2),
+        ("coord", COORD.format("", "$chrg=+1\n"), 1),
+        ("coord", COORD.format("", ""), None),
+        ("a.pwi", "&SYSTEM\n tot_charge = -1.0d0 ! e\n ibrav=0, nat=1, ntyp=1\n/\nATOMIC_SPECIES\nO 16 O.UPF\n"
+         "CELL_PARAMETERS angstrom\n9 0 0\n0 9 0\n0 0 9\nATOMIC_POSITIONS angstrom\nO 0 0 0\n", -1),
+    ],
+)  # fmt: skip
+def test_charges_that_files_state(file, name, content, charge):
+    (atoms,) = read_silently(file(name, content))
+    assert atoms.info.get("charge") == charge
+
+
+def test_charges_of_a_pdb(file):
+    """Each model has the sum of its own, which is told."""
+    ion = pdb(("NA", "NA"), ("O", "O"), end="ENDMDL\n").replace("NA\n", "NA1+\n")
+    path = file("a.pdb", ion + pdb(("CL", "CL")).replace("CL\n", "CL1-\n") + pdb(("O", "O")))
+    with pytest.warns(UserWarning, match="columns 79 and 80 .* add up to -1, 1 e"):
+        assert [atoms.info.get("charge") for atoms in read_structures(path)] == [1, -1, None]
+
+
 @pytest.mark.parametrize("name", ["a.xyz", "a.traj", "a.db", "a.json", "POSCAR"])
 def test_index(tmp_path, name):
     frames = [molecule("H2O", cell=np.eye(3) * (5 + k), pbc=True) for k in range(1 if name == "POSCAR" else 5)]
@@ -204,6 +295,8 @@ def test_index(tmp_path, name):
             continue
         found = read_silently(tmp_path / name, index)
         assert [atoms.cell[0, 0] for atoms in found] == [atoms.cell[0, 0] for atoms in chosen], index
+        numbers = [structure_number(atoms, k) for k, atoms in enumerate(found)]
+        assert numbers == [round(atoms.cell[0, 0]) - 5 for atoms in chosen], index
     for index in ("5", "-6", "10:20", "99999999999999999999", "-100"):
         with pytest.raises(InputError, match=f"{name}: has no structure {index}"):
             read_structures(tmp_path / name, index)
@@ -215,10 +308,11 @@ def test_index(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.db", "a.json"])
 def test_what_the_rows_of_a_database_state(tmp_path, name):
     with ase.db.connect(tmp_path / name) as database:
-        database.write(molecule("H2O"), charge=-1, data={"electric_field": [0, 0, 1], "other": 1})
+        database.write(molecule("H2O"), charge=-1, data={"electric_field": [0, 0, 1], "Total charge": -1, "other": 1})
         database.write(molecule("H2O"))
     first, second = read_silently(tmp_path / name)
     assert first.info["charge"] == -1 and list(first.info["electric_field"]) == [0, 0, 1] and "other" not in first.info
+    assert first.info["Total charge"] == -1
     assert second.info == {}
 
 
@@ -251,6 +345,16 @@ def test_locale_and_standard_input(file):
         options = {"env": ascii_only, "stdin": stream, "cwd": path.parent, "capture_output": True, "text": True}
         done = subprocess.run([sys.executable, "-c", code], check=True, **options)
     assert done.stdout.split() == ["'\\xc5ngstr\\xf6m'"] * 2
+
+
+def test_errors_name_frames_of_the_file(file):
+    path = file("a.xyz", WATER + "0\n\nVEC1 5 0 0\nVEC2 0 5 0\nVEC3 0 0 5\n" + WATER * 2)
+    assert [str(StructureName(atoms, 0)) for atoms in read_structures(path, "2:")] == [
+        "structure 2 (H2O)",
+        "structure 3 (H2O)",
+    ]
+    assert str(StructureName(read_structure(path), 0)) == "structure 3 (H2O)"
+    assert str(StructureName(read_structures(path, "-3:")[0], 0)) == "structure 1 (no atoms)"
 
 
 def test_one_structure(file):

@@ -56,6 +56,16 @@ def test_a_velocity_that_is_not_finite_is_named(run, value):
     assert not run.trajectory.exists()
 
 
+@pytest.mark.parametrize("key", ["velo", "vel", "Velocities"])
+def test_velocities_in_unknown_units_are_not_passed_over(run, key):
+    atoms = structures.water()
+    atoms.set_array(key, np.ones((3, 3)))
+    with pytest.raises(InputError, match=f"the velocities in its column '{key}' are not read.* momenta"):
+        run(atoms)
+    atoms.set_velocities(np.full((3, 3), 1e-3))
+    run(atoms)
+
+
 @pytest.mark.parametrize("mass", [0.0, -1.0, np.inf])
 def test_a_mass_must_be_positive(run, mass):
     atoms = structures.water()

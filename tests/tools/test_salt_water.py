@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ TOOL = Path(__file__).parents[2] / "tools" / "salt_water.py"
 def demo():
     spec = importlib.util.spec_from_file_location("salt_water", TOOL)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOL.parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -66,6 +71,14 @@ def test_errors_are_one_line(demo, tmp_path, capsys):
     (tmp_path / "summary.json").write_text("precious")
     assert demo.main(["--output", str(tmp_path)]) == 2
     assert "summary.json: exists; give another name, or --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--wrong", 2), ("--steps=x", 2)])
+def test_options_are_looked_at_before_anything_is_installed(tmp_path, option, code):
+    environment = {**os.environ, "FASTLR_VENV": str(tmp_path / "venv"), "PYTHON": sys.executable}
+    done = subprocess.run([TOOL.parent / "demo", option], env=environment, capture_output=True, text=True)
+    assert done.returncode == code and "usage: tools/demo" in (done.stderr if code else done.stdout)
+    assert not (tmp_path / "venv").exists()
 
 
 def test_radial_distribution_of_an_ideal_gas_is_one(demo):

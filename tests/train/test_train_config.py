@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from train_toy import write_run
 
 from fastlr.errors import ConfigError, InputError
+from fastlr.pretrained import model_path
 from fastlr.train import train
 from fastlr.train.config import read_config
 
@@ -156,6 +157,15 @@ def test_paths_start_at_the_file_and_overrides_win(tmp_path):
     assert config.data.train == [str(tmp_path / "a.xyz")]
     assert config.training.max_time == 5400 and config.loss.stress == 2.5
     assert read_config(path, ["training.max_time=90"]).training.max_time == 5400
+
+
+@pytest.mark.parametrize("name", ["aqueous-xtb", "own.safetensors"])
+def test_a_run_starts_from_a_bundled_model_or_a_file(tmp_path, name):
+    """A bundled name is one here as everywhere; anything else is a file beside the configuration."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    expected = model_path(name) or tmp_path.resolve() / name
+    assert read_config(path, [f"training.start_from={name}"]).training.start_from == str(expected)
 
 
 def test_refusals_before_training(tmp_path):
