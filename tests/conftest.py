@@ -1,6 +1,7 @@
 """What every test shares: fixed seeds, one thread, small models and structures, no GPU tests without a GPU."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from fastlr.kernels import cores
 from reference import structures
 from reference.models import MODELS, small_model
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as in the background of a shell, where fastlr lets it be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are small: a second thread only waits
 
 

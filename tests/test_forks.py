@@ -1,24 +1,23 @@
 """Processes that are forked while threads exist, work or have worked: right answers within seconds, and no harm."""
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from fastlr.kernels import cores, forks, jit, native
 from reference import structures
+from reference.forked import in_child, needs_fork
 from reference.models import small_model
 
 from fastlr import Potential
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
+    needs_fork,
     pytest.mark.filterwarnings("ignore:This process"),
 ]
 BACKENDS = ["auto", "reference"]
@@ -35,24 +34,6 @@ def two_threads(many_cores):
 def shared_work() -> float:
     """Of PyTorch, on all its threads."""
     return float(torch.ones(700, 700).matmul(torch.ones(700, 700)).exp().sum())
-
-
-def in_child(check: Callable[[], bool]) -> None:
-    """Run a check in a forked process, which has ten seconds."""
-    child = os.fork()
-    if child == 0:
-        good = False
-        try:
-            good = check()
-        finally:
-            os._exit(0 if good else 1)
-    deadline = time.monotonic() + 10.0
-    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if status == (0, 0):
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    assert status == (child, 0)
 
 
 def large(kind="lr", backend="auto"):

@@ -192,6 +192,19 @@ def test_no_jump_is_answered_with_what_was_before(iterated, rng):
         require_right(steps, iterated, salt, -5.0)
 
 
+def interrupt(monkeypatch, steps, atoms):
+    """A step that is interrupted between its two solves, when it has learnt from the first."""
+    keep = Memory.keep
+
+    def interrupted(self, key, *others):
+        keep(self, key, *others)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Memory, "keep", interrupted)
+        steps.predict(atoms)
+
+
 def test_a_step_that_fails_leaves_nothing_behind(iterated, rng, monkeypatch):
     """Positions that are not numbers, a model that fails between its two solves, an interrupt: the next is the same."""
     walk = list(path(structures.salt(), rng, 8, 0.02))
@@ -202,15 +215,7 @@ def test_a_step_that_fails_leaves_nothing_behind(iterated, rng, monkeypatch):
     bad.positions[0] = np.nan
     with pytest.raises(InputError, match="not finite"):
         steps.predict(bad)
-    keep = Memory.keep
-
-    def interrupted(self, key, *others):
-        keep(self, key, *others)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Memory, "keep", interrupted)
-        steps.predict(walk[6])
+    interrupt(monkeypatch, steps, walk[6])
     for atoms in walk[6:]:
         one, same = steps.predict(atoms), other.predict(atoms)
         # a list that was made anew adds up in another order
@@ -224,15 +229,7 @@ def test_a_failed_step_undoes_what_it_learnt(iterated, rng, monkeypatch):
     for atoms in walk[:3]:
         steps.predict(atoms)
     before = steps.state()
-    keep = Memory.keep
-
-    def interrupted(self, key, *others):
-        keep(self, key, *others)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Memory, "keep", interrupted)
-        steps.predict(walk[3])
+    interrupt(monkeypatch, steps, walk[3])
     after = steps.state()
     assert before.keys() == after.keys()
     for name, value in before.items():

@@ -11,6 +11,7 @@ import torch
 from fastlr.kernels import cores, threads
 from fastlr.kernels.cores import solitude
 from fastlr.kernels.threads import run_parallel, run_together
+from reference.forked import in_child, needs_fork
 
 pytestmark = pytest.mark.skipif(threads._team() is None, reason="PyTorch has no OpenMP team here")
 
@@ -175,22 +176,11 @@ def test_one_team_in_step_at_a_time():
     assert found == [(0, 1)]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:This process")
 def test_after_a_fork():
     share_out(4, 0.001)
-    child = os.fork()
-    if child == 0:
-        try:
-            good = share_out(3) == [(0, 30, threading.get_ident())]
-        finally:
-            os._exit(0 if good else 1)
-    deadline = time.monotonic() + 20.0
-    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if status == (0, 0):
-        os.kill(child, 9)
-    assert status == (child, 0)
+    in_child(lambda: share_out(3) == [(0, 30, threading.get_ident())], seconds=20.0)
 
 
 def test_no_more_threads_than_cores(monkeypatch):
