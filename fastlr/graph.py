@@ -268,15 +268,7 @@ def _single(
 ) -> Graph:
     """One structure as a batch of one, its input checked."""
     name = StructureName(atoms, index)
-    stated = stated_charge(atoms, charge, index)
-    conditions, charge = conditions_of(atoms, name, stated)
-    if coulomb is None:
-        warn_of_unused_charge(charge, atoms, index)
-    elif stated is None and conditions is None:
-        require_charge_of_labels(atoms, index)
-    if conditions is not None and coulomb is None:
-        key = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or atoms.info.get(key) is not None)
-        raise InputError(f"{name}: states '{key}', but this model has no charges for it to act on")
+    conditions, charge = _acting(atoms, charge, index, coulomb, name)
     kinds = known_species(atoms, species, name)
     positions = usable_positions(atoms, name)
     pbc = np.asarray(atoms.pbc, dtype=bool)
@@ -286,20 +278,6 @@ def _single(
         positions = positions - cells
 
     edge_index, edge_shift, row_ptr, reverse_edge = neighbour_edges(positions, cell, pbc, r_max + skin, name)
-    pairs = None
-    if coulomb is not None:
-        if pbc.sum() == 1:
-            raise InputError(
-                f"{name}: periodic in one direction; the Coulomb sum of this model serves molecules (pbc off), slabs "
-                "(two periodic directions) and cells periodic in all three"
-            )
-        widths = np.asarray(coulomb.widths, np.float64)[kinds]
-        try:
-            pairs = coulomb_tables(
-                positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta, skin=skin, products=coulomb.products
-            )
-        except ValueError as error:
-            raise InputError(f"{name}: {error}") from None
     n = len(positions)
     return Graph(
         positions=torch.from_numpy(positions.copy()),
@@ -313,9 +291,39 @@ def _single(
         edge_shift=torch.from_numpy(edge_shift),
         row_ptr=torch.from_numpy(row_ptr),
         reverse_edge=torch.from_numpy(reverse_edge),
-        coulomb=pairs,
+        coulomb=None if coulomb is None else _tables(positions, cell, pbc, kinds, coulomb, skin, name),
         conditions=conditions,
     )
+
+
+def _acting(
+    atoms: Atoms, charge: float | None, index: int, coulomb: CoulombSettings | None, name: StructureName
+) -> tuple[Conditions | None, float]:
+    """What acts on the charges of a structure, and its total charge."""
+    stated = stated_charge(atoms, charge, index)
+    conditions, charge = conditions_of(atoms, name, stated)
+    if coulomb is None:
+        warn_of_unused_charge(charge, atoms, index)
+    elif stated is None and conditions is None:
+        require_charge_of_labels(atoms, index)
+    if conditions is not None and coulomb is None:
+        key = next(key for key in (*ARRAYS, *INFO) if key in atoms.arrays or atoms.info.get(key) is not None)
+        raise InputError(f"{name}: states '{key}', but this model has no charges for it to act on")
+    return conditions, charge
+
+
+def _tables(positions, cell, pbc, kinds, coulomb: CoulombSettings, skin: float, name: StructureName) -> CoulombTables:
+    if pbc.sum() == 1:
+        raise InputError(
+            f"{name}: periodic in one direction; the Coulomb sum of this model serves molecules (pbc off), slabs "
+            "(two periodic directions) and cells periodic in all three"
+        )
+    widths = np.asarray(coulomb.widths, np.float64)[kinds]
+    options = {"skin": skin, "products": coulomb.products}
+    try:
+        return coulomb_tables(positions, cell, pbc, widths, coulomb.accuracy, coulomb.eta, **options)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def whole_cells(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray | None:

@@ -34,6 +34,19 @@ def as_structures(atoms: Iterable[Atoms]) -> list[Atoms]:
     return structures
 
 
+def as_structure(atoms: Atoms) -> Atoms:
+    """A single structure.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(atoms, Atoms):
+        return atoms
+    if isinstance(atoms, (str, Path)):
+        raise InputError(f"a structure must be ASE Atoms, got the name of a file: give ase.io.read({str(atoms)!r})")
+    raise InputError(f"a structure must be ASE Atoms, a single one, got {atoms!r:.80}")
+
+
 @cache
 def species_table(species: tuple[str, ...]) -> np.ndarray:
     """Atomic number -> index into ``species``, or -1."""

@@ -2,15 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from math import isfinite
-from numbers import Real
 
 import numpy as np
-import torch
 from ase import Atoms
 
 from .conditions import conditions_of, mentions_conditions, require_electrons
 from .errors import InputError, StructureName
+from .plain_numbers import plain_number
 from .stated_names import meaning
 
 CLOSE = 0.01  # e; charges of atoms are written with few digits
@@ -79,16 +77,12 @@ def _is_set(values: np.ndarray) -> bool:
 
 def _charge(value, where: str, atoms: Atoms, index: int) -> float:
     """A number in e, checked."""
-    if isinstance(value, (np.ndarray, torch.Tensor)) and np.prod(value.shape) == 1:
-        value = value.item()
-    try:
-        usable = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
-        usable = False
-    if not usable:
+    single = hasattr(value, "item") and np.prod(np.shape(value)) == 1  # as some formats have it
+    charge = plain_number(value.item() if single else value)
+    if charge is None:
         raise InputError(f"{StructureName(atoms, index)}: the charge must be a finite number, got {value!r} as {where}")
-    require_electrons(float(value), atoms.numbers, StructureName(atoms, index))
-    return float(value)
+    require_electrons(float(charge), atoms.numbers, StructureName(atoms, index))
+    return float(charge)
 
 
 def _by_initial_charges(atoms: Atoms, index: int, where: str, stated: float | None) -> float:
@@ -137,8 +131,8 @@ def require_charge_of_labels(atoms: Atoms, index: int) -> None:
     """
     if atoms.calc is None and len(atoms.arrays) == 2:
         return
-    own = getattr(atoms.calc, "charge", None)  # of a calculator like our own
-    if isinstance(own, Real) and own:
+    own = plain_number(getattr(atoms.calc, "charge", None))  # of a calculator like our own
+    if own:
         raise _unstated(atoms, index, f"its calculator has a charge of {own:g} e")
     results = getattr(atoms.calc, "results", None) or {}
     named = {"its charge labels": results.get("charges")}

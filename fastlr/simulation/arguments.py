@@ -1,15 +1,14 @@
-"""What callers give: numbers (Python's, numpy's or a tensor's), a structure, a model, functions; and nothing else."""
+"""What callers give: numbers, a model, functions; and nothing else."""
 
 from collections.abc import Callable
-from math import inf, isfinite
-from numbers import Integral, Real
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 
 from fastlr.errors import InputError
+from fastlr.plain_numbers import plain_number
 from fastlr.potential import Potential, load
 
 
@@ -25,12 +24,8 @@ def number(key: str, value: Any, *, least: float = -inf, above: float = -inf, un
     Raises:
         InputError: it is none (text, truth values, NaN, ...), or too small.
     """
-    plain = value.item() if hasattr(value, "item") and np.shape(value) == () else value
-    is_number = isinstance(plain, Real) and not isinstance(plain, bool)
-    try:
-        good = is_number and isfinite(plain) and plain >= least and plain > above
-    except (OverflowError, TypeError):  # an integer beyond all floats; a time span
-        good = False
+    plain = plain_number(value)
+    good = plain is not None and plain >= least and plain > above
     if not good:
         bound = f" above {above:g}" if above > -inf else f" of at least {least:g}" if least > -inf else ""
         raise InputError(f"{key} must be a finite number{bound}{unit and f' ({unit})'}, got {value!r:.80}")
@@ -39,22 +34,12 @@ def number(key: str, value: Any, *, least: float = -inf, above: float = -inf, un
 
 def whole(key: str, value: Any, *, least: int) -> int:
     """A whole number of at least ``least``, as Python's own; see ``number``."""
-    plain = value.item() if hasattr(value, "item") and np.shape(value) == () else value
-    is_whole = isinstance(plain, Integral) or (isinstance(plain, Real) and isfinite(plain) and plain == int(plain))
-    if isinstance(plain, bool) or not is_whole:
+    plain = plain_number(value)
+    if plain is None or plain != int(plain):
         raise InputError(f"{key} must be a whole number of at least {least}, got {value!r:.80}")
     if plain < least:
         raise InputError(f"{key} must be at least {least}, got {value}")
     return int(plain)
-
-
-def structure(atoms: Atoms) -> Atoms:
-    """A single structure, or an ``InputError`` that says what else it is."""
-    if isinstance(atoms, Atoms):
-        return atoms
-    if isinstance(atoms, (str, Path)):
-        raise InputError(f"a structure must be ASE Atoms, got the name of a file: give ase.io.read({str(atoms)!r})")
-    raise InputError(f"a structure must be ASE Atoms, a single one, got {atoms!r:.80}")
 
 
 def loaded(potential: Potential | str | Path) -> Potential:

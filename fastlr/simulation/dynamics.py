@@ -18,9 +18,10 @@ from ase.md.verlet import VelocityVerlet
 from fastlr.errors import CheckpointError, FastlrError, InputError, NonFiniteError
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
+from fastlr.structure_checks import as_structure
 from fastlr.total_charge import require_stated_charge
 
-from .arguments import loaded, number, require_functions, require_switches, structure, whole
+from .arguments import loaded, number, require_functions, require_switches, whole
 from .files import LOG_HEADER, MDFiles, require_own
 from .inputs import circumstances_of, inputs_of, require_same_run
 from .records import AppendedFile, MDState, load_state, save_state
@@ -162,7 +163,7 @@ def run_md(
         CheckpointError: the run cannot be resumed from these files.
         NonFiniteError: an energy, force or velocity is not finite; likewise.
     """
-    atoms, files = structure(atoms), MDFiles(check_output(output, overwrite=True))
+    atoms, files = as_structure(atoms), MDFiles(check_output(output, overwrite=True))
     if not isinstance(settings, MDSettings):
         raise InputError(f"settings must be MDSettings, as in MDSettings(steps=100), got {settings!r:.80}")
     require_switches(resume=resume, overwrite=overwrite)
@@ -196,7 +197,7 @@ class _Run:
         if potential.has_charges:
             require_stated_charge(atoms, settings.charge)
         self.atoms, self.settings, self.files = atoms, settings, files
-        self.calculator = atoms.calc = _Watch(potential, settings.charge)
+        self.calculator = atoms.calc = _Evaluator(potential, settings.charge)
         self.rng = np.random.default_rng(settings.seed)
         self.inputs, self.circumstances = inputs_of(atoms, potential, settings), circumstances_of(potential)
         self.sizes: dict[str, int] | None = None
@@ -371,7 +372,7 @@ class _Run:
         )
 
 
-class _Watch(FastlrCalculator):
+class _Evaluator(FastlrCalculator):
     """A calculator; structures torn apart by a step are not evaluated.
 
     Attributes:

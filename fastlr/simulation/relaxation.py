@@ -12,9 +12,10 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from fastlr.errors import FastlrError, InputError, StructureName
 from fastlr.interop.ase import FastlrCalculator
 from fastlr.potential import Potential
+from fastlr.structure_checks import as_structure
 from fastlr.total_charge import require_stated_charge
 
-from .arguments import loaded, number, require_functions, require_switches, structure, whole
+from .arguments import loaded, number, require_functions, require_switches, whole
 from .constrained import require_usable_constraints
 from .start import satisfied_constraints
 
@@ -66,7 +67,7 @@ def relax(
         InputError: the structure or an argument cannot be used, or ``cell`` without periodicity in three directions.
         NonFiniteError: an energy or force is not finite.
     """
-    atoms = structure(atoms)
+    atoms = as_structure(atoms)
     require_switches(cell=cell)
     require_functions(on_step=on_step, should_stop=should_stop)
     fmax, steps = number("fmax", fmax, above=0.0, unit="eV/Å"), whole("steps", steps, least=0)
