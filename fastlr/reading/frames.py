@@ -19,7 +19,8 @@ from fastlr.stated_names import INFO, meaning
 from .charges import FORMATS, charges_of_pdb, stated_charge
 from .names import guessed_elements
 from .plain import plain_file
-from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, count_xyz_frames, is_lammps_data, is_word, whole_gro
+from .texts import CHECKS, COUNTS, GUESSED_FROM_NAMES, is_lammps_data, whole_gro
+from .xyz import count_xyz_frames, is_word
 
 # Formats of which ASE reads single frames without the others.
 INDEXED = ("extxyz", "traj", "netcdftrajectory")
